@@ -1,0 +1,7 @@
+"""Settings for the whole suite."""
+
+from hypothesis import HealthCheck, settings
+
+# no verdict depends on the clock: machines that run tests are slow and shared
+settings.register_profile("sr-edge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sr-edge")
