@@ -1,0 +1,542 @@
+"""Split decoding: one answer, written by a small local model and, at its request, by a large one.
+
+`SplitDecoder.generate` is one synchronous generator of events. It needs two things, described here as
+Protocols: a `LocalModel`, a cursor over one KV cache, and a `RemoteModel`, a source of text.
+Nothing here knows about llama.cpp, sockets, terminals or files.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
+
+from sr_edge.errors import ContextFullError, GenerationError
+from sr_edge.events import (
+    End,
+    Event,
+    Finished,
+    FinishReason,
+    LocalToken,
+    SpanClosed,
+    SpanDelta,
+    SpanOpened,
+    Started,
+    Trigger,
+)
+from sr_edge.markers import MarkerFilter, Markers
+from sr_edge.reading import Read, SpanReader, common_length
+from sr_edge.scanner import Token, scanner_for
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation, up to where the assistant begins to write."""
+
+    ids: tuple[int, ...]
+    """Scaffold and contents tokenised separately: no content yields a control token."""
+    text: str
+    opening: str
+    """The end of `text` that belongs to the answer already, such as an open think tag; often empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One sampled token. `logprob` is the model's own, before temperature and truncation."""
+
+    id: int
+    logprob: float
+
+
+class LocalModel(Protocol):
+    """A cursor over one KV cache.
+
+    `ids` is what the cache holds. A sampled token belongs to it at once; an implementation may decode it
+    later, with what follows.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def markers(self) -> Markers | None: ...
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def room(self) -> int:
+        """Tokens that still fit."""
+
+    def render(self, messages: Sequence[Message]) -> Prompt: ...
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of ordinary text; what looks like a control token in it stays text."""
+
+    def piece(self, id: int) -> bytes:
+        """The bytes that a token stands for; none for a control token."""
+
+    def is_end(self, id: int) -> bool:
+        """Whether the token ends the answer."""
+
+    def sample(self, banned: Collection[int] = ()) -> Sampled:
+        """Sample a token and append it; tokens in `banned` have probability 0 in this step."""
+
+    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
+        """Prefill ids. With `probe`: for each of them, log p that a closing marker (or, in text form, a
+        token that can begin one) follows it; else an empty list.
+
+        Raises:
+            ContextFullError: they do not fit; nothing was fed.
+        """
+
+    def rewind(self, n: int) -> None:
+        """Keep the first `n` ids."""
+
+    def fork(self, n: int | None = None) -> LocalModel:
+        """A greedy branch that shares the first `n` ids' cells. The caller closes it."""
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *args: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a remote stream ended: by itself, or by failing. A failure is data, not an exception."""
+
+    end: Literal["stop", "cap", "stalled", "error"]
+    """`stop`: it was done; `cap`: it reached `max_tokens`."""
+    error: str | None = None
+    """One line that a user can act on; None if nothing failed."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+
+
+class RemoteStream(Protocol):
+    """One span being written."""
+
+    def read(self, timeout: float) -> str | None:
+        """All text that arrived since the last call; waits up to `timeout` seconds for the first of it.
+
+        Returns "" if none came in time, None when the stream is over and read to its end.
+        """
+
+    @property
+    def outcome(self) -> Outcome:
+        """Valid once `read` has returned None, or after `close` (then as far as it is known)."""
+
+    def close(self) -> None:
+        """Hang up, at any moment and as often as you like. Returns at once."""
+
+
+class RemoteModel(Protocol):
+    """A large model that can continue an answer."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stream(self, messages: Sequence[Message], answer: str, max_tokens: int) -> RemoteStream:
+        """Continue `answer` (what is visible so far, without markers and without the prompt's opening)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a span may not leave."""
+
+    end: Literal["declined", "offline"]
+    reason: str
+
+
+class Gate(Protocol):
+    """Decides whether a span may leave, and hears how it went."""
+
+    def refusal(self) -> Refusal | None: ...
+    def report(self, end: End, error: str | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All in local tokens."""
+
+    max_tokens: int = 4096
+    """Of the whole answer, spans included."""
+    max_span_tokens: int = 512
+    soft_span_tokens: int = 256
+    """From here on a span ends with its paragraph."""
+
+
+Policy = Literal["auto", "local", "remote"]
+"""Who writes: both, as the small model asks; the small model alone; the large model alone."""
+
+Schedule = Callable[[int], int | None]
+"""The random baseline: from the number of tokens so far to the size of a span to open here, or None."""
+
+_PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancelled`
+_POLL = 0.05  # seconds between two looks at `cancelled` while the remote is silent
+_RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
+
+
+def _never() -> bool:
+    return False
+
+
+class SplitDecoder:
+    """Writes answers with a local model and, when it asks, a remote one."""
+
+    def __init__(
+        self,
+        local: LocalModel,
+        remote: RemoteModel | None = None,
+        *,
+        gate: Gate | None = None,
+        limits: Limits = Limits(),
+        policy: Policy = "auto",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        gate: asked before each span; None lets every span leave.
+        clock: seconds, monotonic.
+        """
+        self._local = local
+        self._remote = remote
+        self._gate = gate
+        self._limits = limits
+        self._policy: Policy = policy
+        self._clock = clock
+
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        cancelled: Callable[[], bool] = _never,
+        schedule: Schedule | None = None,
+    ) -> Iterator[Event]:
+        """Answer the conversation; the ids that its prompt shares with the cache are not read again.
+
+        Args:
+            cancelled: looked at between tokens and while waiting; the answer so far stays valid.
+            schedule: replaces the small model's own decision when to ask.
+        Raises:
+            ContextFullError: the prompt does not fit; before any event.
+        """
+        return _Answer(
+            self._local,
+            self._remote,
+            self._gate,
+            self._limits,
+            self._policy,
+            self._clock,
+            tuple(messages),
+            cancelled,
+        ).events(schedule)
+
+
+class _Answer:
+    """One answer in the making: the only owner of its counters and, while it lasts, of the cache."""
+
+    def __init__(
+        self,
+        local: LocalModel,
+        remote: RemoteModel | None,
+        gate: Gate | None,
+        limits: Limits,
+        policy: Policy,
+        clock: Callable[[], float],
+        messages: tuple[Message, ...],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._local = local
+        self._remote = remote
+        self._gate = gate
+        self._limits = limits
+        self._policy = policy
+        self._clock = clock
+        self._messages = messages
+        self._cancelled = cancelled
+        self._began = clock()
+        self._prompt = local.render(messages)
+        self._prompt_tokens = 0
+        self._text: list[str] = []
+        self._local_tokens = 0
+        self._remote_tokens = 0
+        self._spans = 0
+        self._read_at = 0.0  # when the prompt was read
+        self._span_seconds = 0.0
+        self._reason: FinishReason | None = None
+        self._error: str | None = None
+
+    def events(self, schedule: Schedule | None) -> Iterator[Event]:
+        reused = self._read_prompt()
+        yield Started(
+            prompt_ids=tuple(self._local.ids),
+            model=self._local.name,
+            big=self._remote.name if self._remote else None,
+            reused=reused,
+            opening=self._prompt.opening,
+            at=self._now(),
+        )
+        self._read_at = self._now()
+        if self._policy == "remote":
+            yield from self._remote_answer()
+        else:
+            yield from self._local_answer(schedule)
+        seconds = self._now()
+        yield Finished(
+            reason=self._reason or "error",
+            prompt_tokens=self._prompt_tokens,
+            local_tokens=self._local_tokens,
+            remote_tokens=self._remote_tokens,
+            seconds=seconds,
+            local_seconds=max(0.0, seconds - self._read_at - self._span_seconds),
+            error=self._error,
+            at=seconds,
+        )
+
+    def _read_prompt(self) -> int:
+        """Bring the cache to the prompt, or to where the user stopped it. Returns how much was there."""
+        ids = self._prompt.ids
+        self._prompt_tokens = len(ids)
+        context = len(self._local.ids) + self._local.room
+        if len(ids) + _RESERVE > context:
+            raise ContextFullError(
+                f"the question is {len(ids)} tokens and the context holds {context}: ask something shorter, "
+                "or use a model with a larger context"
+            )
+        reused = common_length(self._local.ids, ids)
+        self._local.rewind(reused)
+        for at in range(reused, len(ids), _PREFILL_CHUNK):
+            if self._cancelled():
+                break
+            self._local.feed(ids[at : at + _PREFILL_CHUNK])
+        return reused
+
+    def _local_answer(self, schedule: Schedule | None) -> Iterator[Event]:
+        markers = self._local.markers
+        asks = self._policy == "auto" and self._remote is not None and schedule is None
+        never: frozenset[int] = frozenset()  # markers that mean nothing here
+        if markers is not None and markers.form == "token":
+            never = frozenset(markers.close_ids if asks else markers.open_ids + markers.close_ids)
+        scanner = scanner_for(markers if asks else None)
+        banned = never
+        try:
+            while self._reason is None:
+                if self._cancelled():
+                    self._reason = "cancelled"
+                elif self._budget() < 1 or self._local.room < 1:
+                    self._reason = "length"
+                elif schedule and (size := schedule(self._local_tokens + self._remote_tokens)):
+                    yield from self._span("random", max_tokens=size)
+                    scanner.restart()
+                else:
+                    sampled = self._local.sample(banned)
+                    banned = never
+                    scan = scanner.push(sampled.id, sampled.logprob, self._local.piece(sampled.id))
+                    for token in scan.released:
+                        yield self._wrote(token)
+                    if scan.opening:
+                        opened = yield from self._span("marker", opening=scan.opening)
+                        if opened:
+                            scanner.restart()
+                        else:
+                            banned = never | {scan.opening[0].id}
+                    elif self._local.is_end(sampled.id):
+                        self._reason = "stop"
+        except GenerationError as error:
+            self._fail(error)
+        for token in scanner.flush():
+            yield self._wrote(token)
+
+    def _remote_answer(self) -> Iterator[Event]:
+        if self._remote is None:
+            self._reason, self._error = "error", "no large model to write the answer: name one with --big"
+            return
+        yield from self._span("policy", max_tokens=self._limits.max_tokens)
+
+    def _span(
+        self, trigger: Trigger, *, opening: tuple[Token, ...] = (), max_tokens: int | None = None
+    ) -> Generator[Event, None, bool]:
+        """One span, whatever becomes of it. Returns whether it left anything in the cache."""
+        assert self._remote is not None
+        self._spans += 1
+        before = len(self._local.ids) - len(opening)  # the cache without the marker
+        answer = "".join(self._text) + "".join(token.text for token in opening)
+        wanted = max_tokens or self._limits.max_span_tokens
+        limit = min(wanted, self._budget() - len(opening), self._local.room - _RESERVE)
+        refusal = self._gate.refusal() if self._gate else None
+        sent = "" if refusal or limit < 1 else self._prompt.text + answer
+        p_open = math.exp(sum(token.logprob for token in opening)) if opening else None
+        yield SpanOpened(
+            span=self._spans,
+            trigger=trigger,
+            p_open=p_open,
+            remote=self._remote.name,
+            sent_tokens=len(self._local.ids) - len(opening) if sent else 0,
+            sent_bytes=len(sent.encode()),
+            at=self._now(),
+        )
+        writing = _Span(self._spans, self._clock, self._began)
+        if refusal:
+            writing.end, writing.error = refusal.end, refusal.reason
+        elif limit < 1:
+            writing.end, writing.error = "budget", "no tokens left for a span"
+        else:
+            reader = SpanReader(
+                self._local,
+                self._local.markers,
+                max_tokens=limit,
+                soft_tokens=limit if trigger != "marker" else self._limits.soft_span_tokens,
+                handback=trigger == "marker",
+            )
+            yield from self._write_span(writing, reader, opening, answer, limit)
+            if writing.end == "cap" and limit < wanted:
+                writing.end = "budget"
+        return (yield from self._close_span(writing, opening, before, trigger))
+
+    def _write_span(
+        self, span: _Span, reader: SpanReader, opening: tuple[Token, ...], answer: str, limit: int
+    ) -> Iterator[Event]:
+        """Read the remote's text into the cache as it arrives, until somebody ends the span."""
+        assert self._remote is not None
+        unmark = MarkerFilter()
+        stream = self._remote.stream(self._messages, answer, limit)
+        try:
+            while span.end is None:
+                if self._cancelled():
+                    span.end = "cancelled"
+                    break
+                text = stream.read(_POLL)
+                if text is None:
+                    break
+                if text:
+                    span.text_arrived()
+                    yield from self._show(span, reader.push(unmark.push(text)), opening)
+            if span.end not in ("handback", "boundary", "cap"):  # nothing follows what is held back
+                yield from self._show(span, reader.push(unmark.flush(), final=True), opening)
+        except GenerationError as error:
+            span.end, span.error = "error", str(error)
+            self._fail(error)
+        finally:
+            stream.close()
+        outcome = stream.outcome
+        if span.end is None:
+            span.end, span.error = outcome.end, outcome.error
+        span.outcome = outcome
+        span.tokens, span.p_close = reader.tokens, reader.p_close
+
+    def _show(self, span: _Span, read: Read, opening: tuple[Token, ...]) -> Iterator[Event]:
+        if read.end is not None:
+            span.end = read.end
+        if not read.text:
+            return
+        if not span.shown:
+            for token in opening:
+                yield self._wrote(token)
+        span.shown = True
+        span.text_accepted()
+        self._text.append(read.text)
+        yield SpanDelta(span=span.number, text=read.text, at=self._now())
+
+    def _close_span(
+        self, span: _Span, opening: tuple[Token, ...], before: int, trigger: Trigger
+    ) -> Generator[Event, None, bool]:
+        assert span.end is not None
+        if span.shown:
+            start = before + len(opening)
+            if trigger == "marker" and self._local.markers is not None and self._error is None:
+                try:
+                    self._local.feed(self._local.markers.close_ids)
+                except GenerationError as error:
+                    self._fail(error)
+            ids = tuple(self._local.ids[start:])
+            self._remote_tokens += span.tokens
+        else:
+            ids = ()
+            self._local.rewind(before)
+        if self._gate and span.end not in ("declined", "offline"):
+            self._gate.report(span.end, span.error)
+        closed = span.closed(ids, self._now())
+        self._span_seconds += closed.seconds + (closed.resume or 0.0)
+        if trigger != "marker" and self._reason is None:
+            self._end_by_remote(span, whole=trigger == "policy")
+        yield closed
+        return span.shown
+
+    def _end_by_remote(self, span: _Span, *, whole: bool) -> None:
+        if span.end == "stop":
+            self._reason = "stop"
+        elif span.end == "cancelled":
+            self._reason = "cancelled"
+        elif whole and span.end in ("cap", "budget", "boundary"):
+            self._reason = "length"
+        elif whole:
+            self._reason, self._error = "error", span.error
+
+    def _wrote(self, token: Token) -> LocalToken:
+        self._local_tokens += 1
+        self._text.append(token.text)
+        return LocalToken(id=token.id, text=token.text, logprob=token.logprob, at=self._now())
+
+    def _budget(self) -> int:
+        """Tokens that the answer may still have."""
+        return self._limits.max_tokens - self._local_tokens - self._remote_tokens
+
+    def _fail(self, error: GenerationError) -> None:
+        self._reason, self._error = "error", str(error)
+
+    def _now(self) -> float:
+        return self._clock() - self._began
+
+
+class _Span:
+    """One span in the making."""
+
+    def __init__(self, number: int, clock: Callable[[], float], began: float) -> None:
+        self.number = number
+        self.end: End | None = None
+        self.error: str | None = None
+        self.outcome: Outcome | None = None
+        self.tokens = 0
+        self.p_close: float | None = None
+        self.shown = False
+        self._clock = clock
+        self._asked = clock()
+        self._first: float | None = None
+        self._arrived = self._asked
+        self._accepted: float | None = None
+
+    def text_arrived(self) -> None:
+        self._arrived = self._clock()
+        if self._first is None:
+            self._first = self._arrived
+
+    def text_accepted(self) -> None:
+        """The text that arrived last is, at least in part, in the answer."""
+        self._accepted = self._arrived
+
+    def closed(self, ids: tuple[int, ...], at: float) -> SpanClosed:
+        assert self.end is not None
+        now = self._clock()
+        outcome = self.outcome
+        return SpanClosed(
+            span=self.number,
+            ids=ids,
+            end=self.end,
+            tokens=self.tokens if self.shown else 0,
+            p_close=self.p_close,
+            remote_prompt_tokens=outcome.prompt_tokens if outcome else None,
+            remote_completion_tokens=outcome.completion_tokens if outcome else None,
+            cost=outcome.cost if outcome else None,
+            ttft=None if self._first is None else self._first - self._asked,
+            seconds=(self._accepted if self._accepted is not None else now) - self._asked,
+            resume=None if self._accepted is None else now - self._accepted,
+            error=self.error,
+            at=at,
+        )

@@ -1,0 +1,195 @@
+"""Folds an event stream into what consumers ask for: text, ids and their origin, spans, counts.
+
+The sampled mask is the loss mask of training on rollouts: it is read from the events, not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sr_edge.events import (
+    DEGRADED_ENDS,
+    End,
+    Event,
+    Finished,
+    FinishReason,
+    LocalToken,
+    SpanClosed,
+    SpanDelta,
+    SpanOpened,
+    Started,
+    Trigger,
+)
+
+Origin = Literal["local", "remote"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive visible text of one origin; `span` is its number if the large model wrote it."""
+
+    origin: Origin
+    text: str
+    span: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """One span, opened and (if `end` is given) closed. Times in seconds; see `events` for the fields."""
+
+    span: int
+    trigger: Trigger
+    remote: str | None
+    p_open: float | None
+    sent_tokens: int
+    sent_bytes: int
+    text: str = ""
+    end: End | None = None
+    tokens: int = 0
+    p_close: float | None = None
+    remote_prompt_tokens: int | None = None
+    remote_completion_tokens: int | None = None
+    cost: float | None = None
+    ttft: float | None = None
+    seconds: float = 0.0
+    resume: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One answer. `ids` and `sampled` are parallel and begin after the prompt."""
+
+    model: str = ""
+    big: str | None = None
+    prompt_ids: tuple[int, ...] = ()
+    reused: int = 0
+    opening: str = ""
+    ids: tuple[int, ...] = ()
+    sampled: tuple[bool, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    spans: tuple[SpanRecord, ...] = ()
+    finish: FinishReason | None = None
+    """None if the stream was cut before its end."""
+    error: str | None = None
+    local_tokens: int = 0
+    remote_tokens: int = 0
+    seconds: float = 0.0
+    local_seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The visible answer, without the prompt's opening."""
+        return "".join(segment.text for segment in self.segments)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def remote_share(self) -> float:
+        """Part of the generated tokens that the large model wrote, in [0, 1]."""
+        generated = self.local_tokens + self.remote_tokens
+        return self.remote_tokens / generated if generated else 0.0
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the large model was asked, or would have been, and failed."""
+        return any(span.end in DEGRADED_ENDS for span in self.spans)
+
+
+class Fold:
+    """The transcript of the events so far."""
+
+    def __init__(self) -> None:
+        self._transcript = Transcript()
+        self._ids: list[int] = []
+        self._sampled: list[bool] = []
+        self._pieces: list[tuple[int | None, str]] = []
+        self._spans: dict[int, SpanRecord] = {}
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._transcript = Transcript(
+                    model=event.model,
+                    big=event.big,
+                    prompt_ids=event.prompt_ids,
+                    reused=event.reused,
+                    opening=event.opening,
+                )
+            case LocalToken():
+                self._ids.append(event.id)
+                self._sampled.append(True)
+                self._pieces.append((None, event.text))
+            case SpanOpened():
+                self._spans[event.span] = SpanRecord(
+                    span=event.span,
+                    trigger=event.trigger,
+                    remote=event.remote,
+                    p_open=event.p_open,
+                    sent_tokens=event.sent_tokens,
+                    sent_bytes=event.sent_bytes,
+                )
+            case SpanDelta():
+                self._pieces.append((event.span, event.text))
+            case SpanClosed():
+                self._ids.extend(event.ids)
+                self._sampled.extend([False] * len(event.ids))
+                self._spans[event.span] = replace(
+                    self._spans[event.span],
+                    end=event.end,
+                    tokens=event.tokens,
+                    p_close=event.p_close,
+                    remote_prompt_tokens=event.remote_prompt_tokens,
+                    remote_completion_tokens=event.remote_completion_tokens,
+                    cost=event.cost,
+                    ttft=event.ttft,
+                    seconds=event.seconds,
+                    resume=event.resume,
+                    error=event.error,
+                )
+            case Finished():
+                self._transcript = replace(
+                    self._transcript,
+                    finish=event.reason,
+                    error=event.error,
+                    seconds=event.seconds,
+                    local_seconds=event.local_seconds,
+                )
+
+    @property
+    def transcript(self) -> Transcript:
+        texts: dict[int, list[str]] = {number: [] for number in self._spans}
+        joined: list[tuple[int | None, list[str]]] = []
+        for span, text in self._pieces:
+            if span is not None:
+                texts[span].append(text)
+            if not text:
+                continue
+            if joined and joined[-1][0] == span:
+                joined[-1][1].append(text)
+            else:
+                joined.append((span, [text]))
+        spans = tuple(replace(span, text="".join(texts[span.span])) for span in self._spans.values())
+        return replace(
+            self._transcript,
+            ids=tuple(self._ids),
+            sampled=tuple(self._sampled),
+            segments=tuple(
+                Segment("local" if span is None else "remote", "".join(parts), span) for span, parts in joined
+            ),
+            spans=spans,
+            local_tokens=sum(self._sampled),
+            remote_tokens=sum(span.tokens for span in spans),
+        )
+
+
+def fold(events: Iterable[Event]) -> Transcript:
+    """The transcript of a whole stream, or of a stream that was cut."""
+    folding = Fold()
+    for event in events:
+        folding.add(event)
+    return folding.transcript

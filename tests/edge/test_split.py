@@ -1,0 +1,331 @@
+"""Split decoding over scripted models: first what always holds, on random scripts, then the stories."""
+
+import itertools
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sr_edge.errors import ContextFullError
+from sr_edge.events import Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started, from_json, to_json
+from sr_edge.split import Limits, Message, Outcome, Refusal, SplitDecoder
+from sr_edge.testing import CLOSE, END, OPEN, Reply, ScriptedLocal, ScriptedRemote, TextLocal
+from sr_edge.transcript import fold
+
+QUESTION = [Message("user", "how?")]
+
+
+class OneGate:
+    """Refuses the spans whose numbers it was given, and remembers what it was told."""
+
+    def __init__(self, *refused, end="declined"):
+        self.refused, self.end, self.asked, self.reports = refused, end, 0, []
+
+    def refusal(self):
+        self.asked += 1
+        return Refusal(self.end, "not today") if self.asked in self.refused else None
+
+    def report(self, end, error):
+        self.reports.append((end, error))
+
+
+def run(local, remote=None, *, messages=QUESTION, cancelled=None, schedule=None, **options):
+    decoder = SplitDecoder(local, remote, **options)
+    extra = {"cancelled": cancelled} if cancelled else {}
+    return list(decoder.generate(messages, schedule=schedule, **extra))
+
+
+def assert_lawful(events, local):
+    """The invariants of the event stream, whatever happened."""
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+    assert sum(isinstance(e, Started | Finished) for e in events) == 2
+    open_span, numbers = None, []
+    for event in events:
+        match event:
+            case SpanOpened():
+                assert open_span is None
+                open_span = event.span
+                numbers.append(event.span)
+            case SpanDelta():
+                assert event.span == open_span
+                assert event.text
+            case SpanClosed():
+                assert event.span == open_span
+                open_span = None
+    assert open_span is None
+    assert numbers == list(range(1, len(numbers) + 1))
+    transcript = fold(events)
+    assert list(transcript.prompt_ids + transcript.ids) == list(local.ids)
+    texts = [e.text for e in events if isinstance(e, LocalToken | SpanDelta)]
+    assert "".join(texts) == transcript.text
+    finished = events[-1]
+    assert (finished.local_tokens, finished.remote_tokens) == (transcript.local_tokens, transcript.remote_tokens)
+    times = [e.at for e in events]
+    assert times == sorted(times)
+    assert [from_json(to_json(e)) for e in events] == events
+    return transcript
+
+
+LETTERS = st.text("abé \n<", max_size=6)
+SEGMENTS = st.lists(st.tuples(LETTERS, st.booleans()), min_size=1, max_size=5)
+ENDS = st.sampled_from(["stop", "cap", "stalled", "error"])
+REPLIES = st.lists(
+    st.builds(
+        lambda pieces, end: Reply(tuple(pieces), Outcome(end, "it broke" if end in ("error", "stalled") else None)),
+        st.lists(st.text("xyé zé.\n</bigmodel>", max_size=8), max_size=6),
+        ENDS,
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=200)
+@given(
+    segments=SEGMENTS,
+    replies=REPLIES,
+    hand_back_at=st.integers(1, 12),
+    refused=st.sets(st.integers(1, 4)),
+    max_tokens=st.integers(1, 60),
+    max_span=st.integers(1, 20),
+    soft=st.integers(1, 20),
+    stop_after=st.integers(0, 60),
+    context=st.integers(40, 120),
+    words=st.sets(st.sampled_from(["xy", "yxyxy", "zyé.", "\n\n", " z", "ab"])),
+    min_span=st.integers(0, 3),
+)
+def test_the_laws_hold_on_random_scripts(
+    segments, replies, hand_back_at, refused, max_tokens, max_span, soft, stop_after, context, words, min_span
+):
+    script = [[*text.encode(), *([OPEN] if asks else [])] for text, asks in segments]
+    local = ScriptedLocal(
+        script,
+        wants_pen=lambda text: len(text) >= hand_back_at,
+        context=context,
+        words=words,
+        min_span=min_span,
+    )
+    remote = ScriptedRemote(replies)
+    ticks = itertools.count()
+    looks = itertools.count()
+    events = run(
+        local,
+        remote,
+        gate=OneGate(*refused),
+        limits=Limits(max_tokens, max_span, soft),
+        clock=lambda: next(ticks) / 1000,
+        cancelled=lambda: next(looks) > stop_after,
+    )
+    transcript = assert_lawful(events, local)
+    assert transcript.local_tokens + transcript.remote_tokens <= max_tokens + 1  # one token may be cut anew
+    assert all(stream.closed and not stream.read_after_close for stream in remote.streams)
+    for span in transcript.spans:
+        assert span.tokens <= max_span + 1
+        assert (span.tokens == 0) == (span.text == "")
+        assert span.end is not None
+        if span.end in ("declined", "offline"):
+            assert span.sent_tokens == span.sent_bytes == 0
+        assert "bigmodel>" not in span.text or "</bigmodel>" not in span.text
+    sampled = [id for id, mask in zip(transcript.ids, transcript.sampled, strict=True) if mask]
+    assert CLOSE not in sampled
+    assert sampled.count(OPEN) == sum(1 for span in transcript.spans if span.text)
+
+
+WORDS = ["xy", "yx", " z", "z.z.z", "xyxyxy", "zxzxzxzx"]  # several tokens that later become one
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from(["x", "y", "xy", "zx", "z.", " z", "."]), min_size=1), st.integers(1, 40))
+@example(["xy", "x", "yx", "y"], 40)
+def test_a_span_is_the_same_however_it_arrives(pieces, hand_back_at):
+    """Cutting the remote's text elsewhere changes neither the ids in the cache nor where the pen comes back."""
+
+    def ids_for(pieces):
+        local = ScriptedLocal(
+            [[OPEN], [*b"ok"]], wants_pen=lambda text: len(text) >= hand_back_at, words=WORDS
+        )
+        events = run(local, ScriptedRemote([Reply(tuple(pieces))]))
+        assert_lawful(events, local)
+        return list(local.ids)
+
+    assert ids_for(pieces) == ids_for(["".join(pieces)])
+
+
+def test_the_loss_mask_is_read_from_the_events():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b"]])
+    transcript = assert_lawful(run(local, ScriptedRemote(["xy"])), local)
+    assert transcript.ids == (ord("a"), OPEN, ord("x"), ord("y"), CLOSE, ord("b"), END)
+    assert transcript.sampled == (True, True, False, False, False, True, True)
+    assert transcript.text == "axyb"
+
+
+def test_the_small_model_takes_the_pen_back_and_the_remote_is_hung_up_on():
+    local = ScriptedLocal([[OPEN], [*b"!"]], wants_pen=lambda text: text == "one")
+    remote = ScriptedRemote([Reply(("on", "e two", " three", " four", " five"))])
+    transcript = assert_lawful(run(local, remote), local)
+    assert transcript.text == "one!"
+    assert transcript.spans[0].end == "handback"
+    assert remote.streams[0].closed
+    assert remote.streams[0].unread >= 2
+
+
+def test_text_is_fed_as_it_arrives():
+    """When the remote's last word arrives, all but the held-back tokens are in the cache already."""
+    local = ScriptedLocal([[OPEN], []])
+    pieces = ["word " * 4] * 10
+    run(local, ScriptedRemote([Reply(tuple(pieces))]))
+    _, *feeds, last, close = local.calls
+    assert len(feeds) == len(pieces)
+    assert last <= 2
+    assert close == 1
+
+
+def test_cost_is_linear_in_the_length_of_the_span():
+    def work(words):
+        local = ScriptedLocal([[OPEN], []], words=["or", "d "], context=100_000)
+        run(local, ScriptedRemote([Reply(tuple(["some words "] * words))]), limits=Limits(10**6, 10**6, 10**6))
+        return local.tokenized, sum(local.calls)
+
+    tokenized, fed = work(200)
+    tokenized_more, fed_more = work(800)
+    assert tokenized_more < 4.5 * tokenized
+    assert fed_more < 4.5 * fed
+
+
+def test_cost_is_linear_without_any_word_boundary():
+    def work(n):
+        local = ScriptedLocal([[OPEN], []], context=100_000)
+        run(local, ScriptedRemote([Reply(tuple(["1234567890"] * n))]), limits=Limits(10**6, 10**6, 10**6))
+        return local.tokenized
+
+    assert work(400) < 4.5 * work(100)
+
+
+@pytest.mark.parametrize("end", ["error", "stalled", "stop"])
+def test_a_remote_that_brought_nothing_leaves_nothing(end):
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b"]])
+    gate = OneGate()
+    events = run(local, ScriptedRemote([Reply((), Outcome(end, "it broke"))]), gate=gate)
+    transcript = assert_lawful(events, local)
+    assert transcript.ids == (*b"ab", END)
+    assert transcript.spans[0].end == end
+    assert gate.reports == [(end, "it broke")]
+    assert transcript.finish == "stop"
+    assert transcript.degraded == (end != "stop")
+
+
+def test_text_that_came_before_the_failure_is_kept():
+    local = ScriptedLocal([[OPEN], [*b"b"]])
+    transcript = assert_lawful(run(local, ScriptedRemote([Reply(("half",), Outcome("error", "cut"))])), local)
+    assert transcript.text == "halfb"
+    assert transcript.spans[0].end == "error"
+    assert transcript.degraded
+
+
+@pytest.mark.parametrize("end", ["declined", "offline"])
+def test_a_refused_span_sends_nothing(end):
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b"]])
+    remote = ScriptedRemote(["never"])
+    transcript = assert_lawful(run(local, remote, gate=OneGate(1, end=end)), local)
+    assert remote.asked == []
+    assert transcript.text == "ab"
+    assert (transcript.spans[0].end, transcript.spans[0].error) == (end, "not today")
+
+
+def test_the_remote_sees_the_answer_without_markers():
+    local = ScriptedLocal([[*b"one ", OPEN], [*b" three ", OPEN], []])
+    remote = ScriptedRemote(["two", "four"])
+    run(local, remote)
+    assert remote.asked == ["one ", "one two three "]
+
+
+def test_the_policy_local_never_asks():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b"]])
+    remote = ScriptedRemote(["never"])
+    transcript = assert_lawful(run(local, remote, policy="local"), local)
+    assert (transcript.text, transcript.spans, remote.asked) == ("ab", (), [])
+
+
+def test_the_policy_remote_lets_the_large_model_write_all():
+    local = ScriptedLocal([[*b"never"]], wants_pen=lambda text: True)
+    transcript = assert_lawful(run(local, ScriptedRemote(["all of it"]), policy="remote"), local)
+    assert (transcript.text, transcript.local_tokens, transcript.finish) == ("all of it", 0, "stop")
+    assert transcript.remote_share == 1.0
+
+
+def test_the_policy_remote_ends_in_an_error_where_the_remote_does():
+    local = ScriptedLocal([[*b"never"]])
+    remote = ScriptedRemote([Reply(("part",), Outcome("error", "it broke"))])
+    transcript = assert_lawful(run(local, remote, policy="remote"), local)
+    assert (transcript.text, transcript.finish, transcript.error) == ("part", "error", "it broke")
+
+
+def test_a_schedule_replaces_the_small_models_decision():
+    local = ScriptedLocal([[*b"abcd", OPEN], [*b"e"]])
+    remote = ScriptedRemote([Reply(("12345",), Outcome("cap"))])
+    events = run(local, remote, schedule=lambda n: 3 if n == 2 else None)
+    transcript = assert_lawful(events, local)
+    assert transcript.text == "ab123cde"
+    assert (transcript.spans[0].trigger, transcript.spans[0].end) == ("random", "cap")
+    assert CLOSE not in transcript.ids
+
+
+def test_a_paragraph_past_the_soft_cap_ends_the_span():
+    local = ScriptedLocal([[OPEN], [*b"!"]])
+    transcript = assert_lawful(
+        run(local, ScriptedRemote(["one\n\ntwo two two\n\nthree"]), limits=Limits(100, 50, 8)), local
+    )
+    assert transcript.text == "one\n\ntwo two two\n\n!"
+    assert transcript.spans[0].end == "boundary"
+
+
+def test_marker_spellings_from_the_remote_are_not_text():
+    local = ScriptedLocal([[OPEN], [*b"!"]])
+    transcript = assert_lawful(run(local, ScriptedRemote([Reply(("a</big", "model>b<bigmodel>c",))])), local)
+    assert transcript.text == "abc!"
+
+
+def test_the_next_turn_reads_only_what_is_new():
+    local = ScriptedLocal([[*b"a"]])
+    run(local)
+    fed = sum(local.calls)
+    local.rewind(len(local.ids) - 2)  # what the template would not repeat
+    events = run(local, messages=[Message("user", "how? and why?")])
+    assert events[0].reused > 0
+    assert sum(local.calls) - fed == len(events[0].prompt_ids) - events[0].reused
+
+
+def test_a_question_longer_than_the_context_is_refused_before_any_event():
+    with pytest.raises(ContextFullError, match="tokens and the context holds 32"):
+        run(ScriptedLocal([[]], context=32), messages=[Message("user", "x" * 40)])
+
+
+def test_dropping_the_generator_hangs_up():
+    remote = ScriptedRemote([Reply(("a b c", "d e f"))])
+    events = SplitDecoder(ScriptedLocal([[OPEN], []]), remote).generate(QUESTION)
+    while not isinstance(next(events), SpanDelta):
+        pass
+    events.close()
+    assert remote.streams[0].closed
+
+
+# markers as plain text, as in the published checkpoints
+
+PUBLISHED = ["So", ".<", "big", "model", ">\n", "Then", " <", "big", "model", ">", "end"]
+
+
+def test_text_markers_open_and_close_by_a_confirmed_wish():
+    local = TextLocal(PUBLISHED, closes_after=["\nhard"])
+    remote = ScriptedRemote([Reply(("hard", " and more of it", " and more")), "x"])
+    transcript = assert_lawful(run(local, remote), local)
+    assert transcript.text == "So.\nhardThen xend"
+    assert [span.end for span in transcript.spans] == ["handback", "stop"]
+    assert remote.asked == ["So.\n", "So.\nhardThen "]
+    assert transcript.sampled.count(False) == len("hard") + 2 * len("</bigmodel>") + len("x")
+
+
+def test_text_markers_of_a_failed_span_are_taken_back():
+    local = TextLocal(PUBLISHED)
+    transcript = assert_lawful(run(local, ScriptedRemote([Reply((), Outcome("error", "x"))] * 2)), local)
+    assert transcript.text == "SoThenend"
+    assert [span.end for span in transcript.spans] == ["error", "error"]
