@@ -63,7 +63,7 @@ def find_markers(
     if form == "token" or (form is None and open_id is not None and close_id is not None):
         if open_id is None or close_id is None:
             raise MarkerError(
-                f"the metadata says that {OPEN} and {CLOSE} are control tokens, the vocabulary has none such: "
+                f"the metadata says that {OPEN} and {CLOSE} are control tokens, the vocabulary lacks them: "
                 "convert the checkpoint again, or get the file anew"
             )
         named = metadata.get(KEY_OPEN_ID), metadata.get(KEY_CLOSE_ID)

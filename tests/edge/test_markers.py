@@ -37,7 +37,9 @@ def test_the_metadata_sets_the_threshold():
     assert markers.tau == 0.25
 
 
-@pytest.mark.parametrize("name", ["DeepSeek-R1-Distill-Qwen-1.5B-GRPO-SpeculativeReasoner", "My SplitReason 1.5b"])
+@pytest.mark.parametrize(
+    "name", ["DeepSeek-R1-Distill-Qwen-1.5B-GRPO-SpeculativeReasoner", "My SplitReason 1.5b"]
+)
 def test_published_checkpoints_are_known_by_name(name):
     markers = find({"general.name": name}, {})
     assert markers is not None
@@ -64,7 +66,9 @@ def test_contradictions_are_refused(metadata, vocabulary):
         find(metadata, vocabulary)
 
 
-ANY = st.lists(st.sampled_from([*SPELLINGS, "<", "big", "model>", "/", "\\", "x < y", "é"]), max_size=10).map("".join)
+ANY = st.lists(st.sampled_from([*SPELLINGS, "<", "big", "model>", "/", "\\", "x < y", "é"]), max_size=10).map(
+    "".join
+)
 
 
 @given(ANY, st.data())

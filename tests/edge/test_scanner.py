@@ -6,7 +6,23 @@ from hypothesis import strategies as st
 from sr_edge.markers import OPEN, Markers
 from sr_edge.scanner import TextScanner, TokenScanner, scanner_for
 
-PIECES = ["a", "b ", "<", "big", "model", ">", "<big", "</", "bigmodel>", "\\", ">\n\n", " <", ".</", "é", "3 < 4"]
+PIECES = [
+    "a",
+    "b ",
+    "<",
+    "big",
+    "model",
+    ">",
+    "<big",
+    "</",
+    "bigmodel>",
+    "\\",
+    ">\n\n",
+    " <",
+    ".</",
+    "é",
+    "3 < 4",
+]
 
 
 def scan(scanner, pieces):

@@ -7,12 +7,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sr_edge.errors import ContextFullError
-from sr_edge.events import Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started, from_json, to_json
+from sr_edge.events import (
+    Finished,
+    LocalToken,
+    SpanClosed,
+    SpanDelta,
+    SpanOpened,
+    Started,
+    from_json,
+    to_json,
+)
 from sr_edge.split import Limits, Message, Outcome, Refusal, SplitDecoder
 from sr_edge.testing import CLOSE, END, OPEN, Reply, ScriptedLocal, ScriptedRemote, TextLocal
 from sr_edge.transcript import fold
 
 QUESTION = [Message("user", "how?")]
+ENDLESS = Limits(10**6, 10**6, 10**6)
 
 
 class OneGate:
@@ -60,7 +70,10 @@ def assert_lawful(events, local):
     texts = [e.text for e in events if isinstance(e, LocalToken | SpanDelta)]
     assert "".join(texts) == transcript.text
     finished = events[-1]
-    assert (finished.local_tokens, finished.remote_tokens) == (transcript.local_tokens, transcript.remote_tokens)
+    assert (finished.local_tokens, finished.remote_tokens) == (
+        transcript.local_tokens,
+        transcript.remote_tokens,
+    )
     times = [e.at for e in events]
     assert times == sorted(times)
     assert [from_json(to_json(e)) for e in events] == events
@@ -72,7 +85,9 @@ SEGMENTS = st.lists(st.tuples(LETTERS, st.booleans()), min_size=1, max_size=5)
 ENDS = st.sampled_from(["stop", "cap", "stalled", "error"])
 REPLIES = st.lists(
     st.builds(
-        lambda pieces, end: Reply(tuple(pieces), Outcome(end, "it broke" if end in ("error", "stalled") else None)),
+        lambda pieces, end: Reply(
+            tuple(pieces), Outcome(end, "it broke" if end in ("error", "stalled") else None)
+        ),
         st.lists(st.text("xyé zé.\n</bigmodel>", max_size=8), max_size=6),
         ENDS,
     ),
@@ -131,11 +146,12 @@ def test_the_laws_hold_on_random_scripts(
     assert sampled.count(OPEN) == sum(1 for span in transcript.spans if span.text)
 
 
+SHORT = ["x", "y", "xy", "zx", "z.", " z", "."]
 WORDS = ["xy", "yx", " z", "z.z.z", "xyxyxy", "zxzxzxzx"]  # several tokens that later become one
 
 
 @settings(max_examples=100)
-@given(st.lists(st.sampled_from(["x", "y", "xy", "zx", "z.", " z", "."]), min_size=1), st.integers(1, 40))
+@given(st.lists(st.sampled_from(SHORT), min_size=1), st.integers(1, 40))
 @example(["xy", "x", "yx", "y"], 40)
 def test_a_span_is_the_same_however_it_arrives(pieces, hand_back_at):
     """Cutting the remote's text elsewhere changes neither the ids in the cache nor where the pen comes back."""
@@ -183,7 +199,7 @@ def test_text_is_fed_as_it_arrives():
 def test_cost_is_linear_in_the_length_of_the_span():
     def work(words):
         local = ScriptedLocal([[OPEN], []], words=["or", "d "], context=100_000)
-        run(local, ScriptedRemote([Reply(tuple(["some words "] * words))]), limits=Limits(10**6, 10**6, 10**6))
+        run(local, ScriptedRemote([Reply(("some words ",) * words)]), limits=ENDLESS)
         return local.tokenized, sum(local.calls)
 
     tokenized, fed = work(200)
@@ -195,7 +211,7 @@ def test_cost_is_linear_in_the_length_of_the_span():
 def test_cost_is_linear_without_any_word_boundary():
     def work(n):
         local = ScriptedLocal([[OPEN], []], context=100_000)
-        run(local, ScriptedRemote([Reply(tuple(["1234567890"] * n))]), limits=Limits(10**6, 10**6, 10**6))
+        run(local, ScriptedRemote([Reply(("1234567890",) * n)]), limits=ENDLESS)
         return local.tokenized
 
     assert work(400) < 4.5 * work(100)
@@ -281,7 +297,8 @@ def test_a_paragraph_past_the_soft_cap_ends_the_span():
 
 def test_marker_spellings_from_the_remote_are_not_text():
     local = ScriptedLocal([[OPEN], [*b"!"]])
-    transcript = assert_lawful(run(local, ScriptedRemote([Reply(("a</big", "model>b<bigmodel>c",))])), local)
+    reply = Reply(("a</big", "model>b<bigmodel>c"))
+    transcript = assert_lawful(run(local, ScriptedRemote([reply])), local)
     assert transcript.text == "abc!"
 
 
