@@ -1,0 +1,167 @@
+"""A large model as a second GGUF in this process. It opens no socket and runs no thread.
+
+It decodes only while it is read: the two models take turns, since they share the same cores.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from sr_edge.errors import ContextFullError, EdgeError
+from sr_edge.local import LlamaLocal
+from sr_edge.reading import common_length
+from sr_edge.split import LocalModel, Message, Outcome
+
+_PREFILL = 128  # prompt tokens between two looks at the clock
+
+
+class LocalGGUF:
+    """Continues answers in its own template, and keeps its KV cache from span to span."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch_tokens: int = 4,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        temperature: 0 by default: a span is the step that must be right, not one of many attempts.
+        batch_tokens: written in one read. The small model reads 4 tokens in about the time of 1; with
+            more, what is written past its hand-back, and thrown away, costs more than that saves.
+        Raises:
+            ModelError: the file is missing or unusable.
+        """
+        assert batch_tokens > 0
+        self._model: LocalModel = LlamaLocal.open(path, temperature=temperature, seed=seed)
+        self._batch_tokens = batch_tokens
+        self._clock = clock
+        self._stream: LocalStream | None = None
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    def stream(self, messages: Sequence[Message], answer: str, max_tokens: int) -> LocalStream:
+        """One at a time: the span before is closed."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = LocalStream(
+            self._model, tuple(messages), answer, max_tokens, self._batch_tokens, self._clock
+        )
+        return self._stream
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+
+class LocalStream:
+    """One span; while it lasts, the only user of the model's cache."""
+
+    def __init__(
+        self,
+        model: LocalModel,
+        messages: Sequence[Message],
+        answer: str,
+        max_tokens: int,
+        batch_tokens: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._model = model
+        self._messages = messages
+        self._answer = answer
+        self._max_tokens = max_tokens
+        self._batch_tokens = batch_tokens
+        self._clock = clock
+        markers = model.markers
+        self._banned: tuple[int, ...] = ()
+        if markers is not None and markers.form == "token":  # as text, the caller takes them out
+            self._banned = markers.open_ids + markers.close_ids
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._unread: list[int] | None = None  # prompt ids that the cache lacks; None before they are known
+        self._prompt_tokens: int | None = None
+        self._tokens = 0
+        self._outcome: Outcome | None = None
+
+    def read(self, timeout: float) -> str | None:
+        """As `RemoteStream.read`; does at least one step, however short the time."""
+        if self._is_over():
+            return None
+        until = self._clock() + timeout
+        written = self._tokens + self._batch_tokens
+        text = ""
+        try:
+            while not self._is_over() and self._tokens < written:
+                text += self._step()
+                if self._clock() >= until:
+                    break
+        except EdgeError as error:
+            self._end("error", str(error))
+        if self._is_over():
+            text += self._decoder.decode(b"", final=True)
+        return None if self._is_over() and not text else text
+
+    @property
+    def outcome(self) -> Outcome:
+        assert self._outcome is not None, "the span is still being read"
+        return self._outcome
+
+    def close(self) -> None:
+        if not self._is_over():
+            self._end("stop")
+
+    def _is_over(self) -> bool:
+        return self._outcome is not None
+
+    def _step(self) -> str:
+        """Read a piece of the prompt, or write a token."""
+        model = self._model
+        if self._unread is None:
+            self._unread = self._find_unread()
+        if self._unread:
+            model.feed(self._unread[:_PREFILL])
+            del self._unread[:_PREFILL]
+            return ""
+        if self._tokens >= self._max_tokens:
+            self._end("cap")
+            return ""
+        if model.room < 1:
+            self._end("cap", f"the context of {model.name} is full after {len(model.ids)} tokens")
+            return ""
+        id = model.sample(self._banned).id
+        if model.is_end(id):
+            self._end("stop")
+            return ""
+        self._tokens += 1
+        return self._decoder.decode(model.piece(id))
+
+    def _find_unread(self) -> list[int]:
+        """Rewind the cache to what it shares with the prompt; the rest is to be fed."""
+        prompt = self._model.render(self._messages)
+        wanted = [*prompt.ids, *self._model.tokenize(self._answer)]
+        self._prompt_tokens = len(wanted)
+        shared = common_length(self._model.ids, wanted)
+        self._model.rewind(shared)
+        if len(wanted) - shared > self._model.room:
+            raise ContextFullError(
+                f"the conversation is {len(wanted)} tokens and the context of {self._model.name} holds "
+                f"{shared + self._model.room}"
+            )
+        return wanted[shared:]
+
+    def _end(self, end: Literal["stop", "cap", "error"], error: str | None = None) -> None:
+        self._outcome = Outcome(end, error, prompt_tokens=self._prompt_tokens, completion_tokens=self._tokens)
