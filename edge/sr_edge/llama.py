@@ -1,0 +1,380 @@
+"""llama.cpp as a library: loading it, and one model with one KV cache.
+
+The only room that imports llama_cpp, and only its low-level bindings. Whatever would make llama.cpp abort the
+process (it asserts, it does not raise) is refused here in Python. What a sequence holds, and what it is for,
+is `local`'s business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sr_edge.errors import ContextFullError, GenerationError, ModelError, UsageError
+from sr_edge.vocabulary import Vocabulary
+
+BATCH: Final = 512
+"""Tokens per call of `decode`, at most."""
+OUTPUTS: Final = 32
+"""Positions per call of `decode` that yield logits, at most: memory for them is reserved all the time."""
+SEQUENCES: Final = 4
+
+KvType = Literal["f16", "q8_0"]
+
+_SMALL_MODEL = 64 << 20
+"""Bytes of weights below which threads wait for each other longer than they compute."""
+
+
+class Library:
+    """The bindings, and what llama.cpp last complained about; the rest of its log is dropped."""
+
+    def __init__(self, api: ModuleType) -> None:
+        self.api = api
+        self._errors: list[str] = []
+        # The process keeps calling it: the reference must live as long as the library.
+        self._callback = api.llama_log_callback(self._log)
+        api.llama_log_set(self._callback, None)
+        api.llama_backend_init()
+
+    def _log(self, level: int, text: bytes, _: object) -> None:
+        if level == 4:  # an error
+            self._errors.append(" ".join(text.decode("utf-8", "replace").split()))
+
+    def forget_errors(self) -> None:
+        self._errors.clear()
+
+    def complaint(self, otherwise: str) -> str:
+        """The first error since `forget_errors`, which is the most exact one."""
+        return self._errors[0].split("error loading model: ")[-1][:300] if self._errors else otherwise
+
+
+@cache
+def library() -> Library:
+    """Load llama.cpp.
+
+    Its threads meet at some 500 barriers for each token. By default GNU's OpenMP spins there, which is
+    fastest on an idle machine and ruinous on a busy one: a model of 1.5B on two cores with one other process
+    running wrote 0.4 tokens a second, and 15 where the threads sleep. A laptop is a busy machine, so ours
+    sleep. It can only be chosen before the library is loaded; a user's own choice stands.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else an abort starts a debugger
+    try:
+        import llama_cpp.llama_cpp as api
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"llama.cpp cannot be loaded: {error}: install it anew with "
+            "`pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python`"
+        ) from None
+    return Library(api)
+
+
+class _Handles:
+    """What must be given back to llama.cpp, once and in this order."""
+
+    def __init__(self, api: ModuleType) -> None:
+        self.api = api
+        self.sampler: Any = None
+        self.context: Any = None
+        self.model: Any = None
+        self.vocab: Any = None  # the model's
+
+    def open_vocab(self) -> Any:
+        return _unless_closed(self.vocab)
+
+    def open_context(self) -> Any:
+        return _unless_closed(self.context)
+
+    def free(self) -> None:
+        sampler, context, model = self.sampler, self.context, self.model
+        self.sampler = self.context = self.model = self.vocab = None
+        if sampler is not None:
+            self.api.llama_sampler_free(sampler)
+        if context is not None:
+            self.api.llama_free(context)
+        if model is not None:
+            self.api.llama_model_free(model)
+
+
+class Llama:
+    """One model in memory, and one KV cache of several sequences that share its cells.
+
+    A context is not thread-safe: use it from one thread at a time.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context_size: int | None,
+        threads: int | None,
+        gpu_layers: int,
+        kv_type: KvType,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        """Load. `path` must have passed `read_header`.
+
+        Args:
+            context_size: None for what the model was trained for, 8192 at most.
+        Raises:
+            ModelError, UsageError
+        """
+        self._library = library()
+        self._api = api = self._library.api
+        self._handles = handles = _Handles(api)
+        self._finalizer = weakref.finalize(self, handles.free)  # at exit too: else Metal aborts there
+        try:
+            handles.model = self._load_model(path, gpu_layers, progress)
+            handles.vocab = api.llama_model_get_vocab(handles.model)
+            self.vocabulary = Vocabulary(api, handles.open_vocab)
+            trained: int = api.llama_model_n_ctx_train(handles.model)
+            if context_size is not None and not 0 < context_size <= trained:
+                raise UsageError(
+                    f"{path}: a context of {context_size} tokens: the model was trained for at most {trained}"
+                )
+            if threads is not None and threads < 1:
+                raise UsageError(f"{threads} threads: there must be at least one")
+            threads = threads or (1 if path.stat().st_size < _SMALL_MODEL else default_threads())
+            self.context_size = context_size or min(trained, 8192)
+            on_gpu = gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
+            handles.context = self._open_context(path, threads, kv_type, on_gpu=on_gpu)
+        except BaseException:
+            self.close()
+            raise
+        self.context_size = min(self.context_size, api.llama_n_ctx(handles.context))
+        self._max_batch = min(BATCH, api.llama_n_batch(handles.context))
+        self._batch = _Batch(api)
+        self._row_type = ctypes.c_float * self.vocabulary.size
+        self.decodes = 0
+        """How often `decode` was called: logits are those of the last call."""
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def decode(self, ids: Sequence[int], *, sequence: int, position: int, outputs_from: int) -> None:
+        """Append ids to a sequence that holds `position` of them; from index `outputs_from` on with logits.
+
+        Raises:
+            ContextFullError, GenerationError: what the sequence holds is then known to `length` alone.
+        """
+        context = self._handles.open_context()
+        if not 0 < len(ids) <= self._max_batch:
+            raise ValueError(f"a batch of {len(ids)}; it can be 1 to {self._max_batch}")
+        if not 0 <= outputs_from <= len(ids) <= outputs_from + OUTPUTS:
+            raise ValueError(f"outputs from {outputs_from} of {len(ids)}; they can be at most {OUTPUTS}")
+        for id in ids:
+            self.vocabulary.check(id)
+        self.decodes += 1
+        self._library.forget_errors()
+        batch = self._batch.fill(ids, _checked(sequence), position, outputs_from)
+        result: int = self._api.llama_decode(context, batch)
+        if result == 1:
+            raise ContextFullError(
+                f"the context of {self.context_size} tokens is full: ask with a larger one, or start anew"
+            )
+        if result != 0:
+            reason = self._library.complaint(f"error {result}")
+            raise GenerationError(f"llama.cpp could not go on: {reason}: try again with a smaller context")
+
+    def logits(self, index: int = -1) -> NDArray[np.float32]:
+        """Logits after the token at `index` of the last batch, shape (vocabulary,); -1 for the last output.
+
+        They lie in llama.cpp's own buffer: valid, and writable, until the next `decode`.
+        """
+        row = self._api.llama_get_logits_ith(self._handles.open_context(), index)
+        if not row:
+            raise ValueError(f"no logits were computed at {index}")
+        return np.frombuffer(
+            memoryview(self._row_type.from_address(ctypes.addressof(row.contents))), np.float32
+        )
+
+    def set_sampler(self, *, temperature: float, top_p: float, top_k: int, seed: int) -> None:
+        """Settle how `sample` chooses, and start its random numbers anew. `temperature` must not be 0."""
+        api, handles = self._api, self._handles
+        handles.open_context()
+        if handles.sampler is not None:
+            api.llama_sampler_free(handles.sampler)
+        handles.sampler = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        for part in (
+            api.llama_sampler_init_top_k(top_k),
+            api.llama_sampler_init_top_p(top_p, 1),
+            api.llama_sampler_init_temp(temperature),
+            api.llama_sampler_init_dist(seed),
+        ):
+            api.llama_sampler_chain_add(handles.sampler, part)
+
+    def sample(self) -> int:
+        """Sample after the last output, from its logits as they now stand."""
+        self.logits()  # llama.cpp aborts the process where there are none
+        if self._handles.sampler is None:
+            raise ValueError("no sampler is set")
+        return int(self._api.llama_sampler_sample(self._handles.sampler, self._handles.open_context(), -1))
+
+    def keep(self, sequence: int, n: int) -> None:
+        """Forget all but the first `n` tokens of a sequence."""
+        self._api.llama_memory_seq_rm(self._memory(), _checked(sequence), n, -1)
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Let `target`, which is empty, share the first `n` cells of `source`. Takes microseconds."""
+        if n:
+            self._api.llama_memory_seq_cp(self._memory(), _checked(source), _checked(target), 0, n)
+
+    def length(self, sequence: int) -> int:
+        """Tokens that a sequence holds."""
+        return int(self._api.llama_memory_seq_pos_max(self._memory(), _checked(sequence))) + 1
+
+    def _memory(self) -> Any:
+        return self._api.llama_get_memory(self._handles.open_context())
+
+    def _load_model(self, path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
+        api = self._api
+        raised: list[BaseException] = []
+
+        def report(done: float, _: object) -> bool:
+            # Ctrl-C arrives here too, while llama.cpp reads; no exception can pass through it.
+            try:
+                if progress is not None:
+                    progress(done)
+            except BaseException as error:
+                raised.append(error)
+            return not raised
+
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = not has_amx()
+        params.progress_callback = callback = api.llama_progress_callback(report)
+        self._library.forget_errors()
+        model = api.llama_model_load_from_file(os.fsencode(path), params)
+        del callback  # it had to live until here
+        if raised:
+            if model:
+                api.llama_model_free(model)
+            raise raised[0]
+        if not model:
+            reason = self._library.complaint("no reason was given")
+            raise ModelError(f"{path}: llama.cpp cannot load it: {reason}: get another file of the model")
+        return model
+
+    def _open_context(self, path: Path, threads: int, kv_type: KvType, *, on_gpu: bool) -> Any:
+        api = self._api
+        params = api.llama_context_default_params()
+        missing = [
+            name for name in ("n_outputs_max", "kv_unified", "flash_attn_type") if not hasattr(params, name)
+        ]
+        if missing:
+            raise ModelError(
+                f"this llama-cpp-python lacks {', '.join(missing)}: install the version that sr-edge asks for"
+            )
+        params.n_ctx = self.context_size
+        params.n_batch = BATCH
+        params.n_ubatch = 512 if on_gpu else 256
+        params.n_seq_max = SEQUENCES
+        params.kv_unified = True  # else a fork copies, and each sequence has a fourth of the context
+        params.n_outputs_max = OUTPUTS  # 10 MB instead of 300 for a vocabulary of 152,000
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        params.type_k = params.type_v = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}[kv_type]
+        if kv_type != "f16":
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED  # a quantised V cache needs it
+        elif not on_gpu:
+            # Without it the same ids give the same logits, however they were batched. With it they differ by
+            # up to 0.15 on a CPU, for nothing: no faster up to 3,000 tokens on x86, and five times slower on
+            # Arm (https://github.com/ggml-org/llama.cpp/issues/27086).
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._library.forget_errors()
+        context = api.llama_init_from_model(self._handles.model, params)
+        if not context:
+            reason = self._library.complaint("no reason was given")
+            raise ModelError(
+                f"{path}: no context of {self.context_size} tokens can be opened: {reason}: ask for less"
+            )
+        return context
+
+
+def _unless_closed(handle: Any) -> Any:
+    if handle is None:
+        raise ValueError("the model is closed")
+    return handle
+
+
+def _checked(sequence: int) -> int:
+    if not 0 <= sequence < SEQUENCES:  # -1 would mean all of them
+        raise ValueError("this branch is closed" if sequence < 0 else f"there is no sequence {sequence}")
+    return sequence
+
+
+class _Batch:
+    """One `llama_batch`, filled anew for each call; all its tokens belong to one sequence."""
+
+    def __init__(self, api: ModuleType) -> None:
+        self._tokens = (ctypes.c_int32 * BATCH)()
+        self._positions = (ctypes.c_int32 * BATCH)()
+        self._outputs = (ctypes.c_int8 * BATCH)()
+        self._sequence = ctypes.c_int32()
+        one = (ctypes.c_int32 * BATCH)(*[1] * BATCH)
+        pointers = (ctypes.POINTER(ctypes.c_int32) * BATCH)(*[ctypes.pointer(self._sequence)] * BATCH)
+        self._kept = one, pointers
+        self._batch = api.llama_batch(0, self._tokens, None, self._positions, one, pointers, self._outputs)
+
+    def fill(self, ids: Sequence[int], sequence: int, position: int, outputs_from: int) -> Any:
+        n = len(ids)
+        self._batch.n_tokens = n
+        self._tokens[:n] = [*ids]
+        self._positions[:n] = [*range(position, position + n)]
+        self._outputs[:n] = [*bytes(outputs_from), *b"\1" * (n - outputs_from)]
+        self._sequence.value = sequence
+        return self._batch
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies by AMX tiles: some servers, no laptop.
+
+    There llama.cpp, as GCC 12 compiles it, loads the tile configuration before it is written: with a
+    quantised model the process dies, or not, by what lay on the stack. So its repacked weights, to which
+    these kernels belong, are not used on such machines.
+    """
+    return "amx_tile" in _read("/proc/cpuinfo")
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use, one left free where there are four or more."""
+    cores = physical_cores()
+    return cores - 1 if cores >= 4 else cores
+
+
+def physical_cores() -> int:
+    """Fast ones only, where the processor has two kinds; at least 1."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    fast = _cpu_list(_first_line("/sys/devices/cpu_core/cpus")) & allowed or allowed
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    siblings = {_first_line(topology.format(cpu)) for cpu in fast} - {""}
+    cores = len(siblings) or max(1, len(fast) // 2)
+    quota, _, period = _first_line("/sys/fs/cgroup/cpu.max").partition(" ")  # of a container
+    return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
+
+
+def _first_line(path: str) -> str:
+    return _read(path).partition("\n")[0]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _cpu_list(text: str) -> set[int]:
+    """`0-3,8` and the like."""
+    ranges = [part.partition("-") for part in text.split(",") if part]
+    return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}

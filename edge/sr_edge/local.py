@@ -1,0 +1,388 @@
+"""The small model: `LocalModel` on llama.cpp. One cursor over one KV cache, and the branches forked from it.
+
+A sampled token is decoded with what follows it, so that opening a span or rewinding costs nothing.
+Three things are kept in step here, whatever fails: the ids of a cursor, the cells that llama.cpp holds for
+them, and whose logits its last call computed. How llama.cpp is called is `llama`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sr_edge import template
+from sr_edge.errors import ContextFullError, GenerationError, MarkerError, ModelError, UsageError
+from sr_edge.gguf_header import Header, read_header
+from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
+from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
+from sr_edge.split import Message, Prompt, Sampled
+from sr_edge.vocabulary import Vocabulary
+
+_NUM_SEEDS = 0xFFFFFFFF  # this one itself means "random" to llama.cpp
+_NO_LOGITS = (-1, 0)
+_CLOSED = -1
+
+_CLOSE_BEGINNINGS = {spelling[:n] for spelling in CLOSE_SPELLINGS for n in range(2, len(spelling) + 1)}
+_BEGINS_CLOSE = re.compile(
+    rb"[^0-9A-Za-z\x80-\xff]*(?:%s)" % b"|".join(re.escape(text.encode()) for text in _CLOSE_BEGINNINGS)
+)
+"""White space and punctuation, then at least two characters of a closing marker: `</`, `.</`, `</big`."""
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How tokens are chosen. The defaults are those recommended for DeepSeek-R1 and its distillations."""
+
+    temperature: float = 0.6
+    """0: always the likeliest token."""
+    top_p: float = 0.95
+    top_k: int = 40
+    """0: no limit."""
+    seed: int | None = None
+    """None: another one each time."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature {self.temperature}: it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p {self.top_p}: it must be more than 0 and at most 1")
+        if self.top_k < 0:
+            raise UsageError(f"top-k {self.top_k}: it must be 0 or more")
+        if self.seed is not None and not 0 <= self.seed < _NUM_SEEDS:
+            raise UsageError(f"seed {self.seed}: it must be from 0 to {_NUM_SEEDS - 1}")
+
+
+class LlamaLocal:
+    """See `split.LocalModel`. Use it from one thread at a time."""
+
+    def __init__(self, model: _Model, sequence: int, parent: LlamaLocal | None, *, greedy: bool) -> None:
+        """For `open` and `fork`."""
+        self._model = model
+        self._llama = model.llama
+        self._sequence = sequence
+        self._parent = parent
+        self._greedy = greedy
+        self._ids: list[int] = []
+        self._decoded = 0  # so many of them have cells
+        self._shared = 0  # so many cells are the parent's too
+        self._logits_of = _NO_LOGITS  # the call of `decode`, and the number of ids, that they belong to
+        model.cursors.append(self)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        temperature: float = SamplerSettings.temperature,
+        top_p: float = SamplerSettings.top_p,
+        top_k: int = SamplerSettings.top_k,
+        seed: int | None = None,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int = -1,
+        kv_type: KvType = "f16",
+        progress: Callable[[float], None] | None = None,
+    ) -> LlamaLocal:
+        """Load a model.
+
+        Args:
+            n_ctx: None for as many tokens as the model was trained for, 8192 at most.
+            threads: None for one with a small model, else for the physical cores, one of four or more left
+                free.
+            gpu_layers: how many to put on a GPU, if there is one; -1 for all.
+            progress: called with 0 to 1 while the weights are read; what it raises stops the loading.
+        Raises:
+            ModelError: the file is missing or unusable.
+            UsageError: a setting is out of range.
+        """
+        settings = SamplerSettings(temperature, top_p, top_k, seed)
+        header = read_header(path)
+        llama = Llama(
+            path,
+            context_size=n_ctx,
+            threads=threads,
+            gpu_layers=gpu_layers,
+            kv_type=kv_type,
+            progress=progress,
+        )
+        try:
+            if settings.temperature > 0:
+                seed = secrets.randbelow(_NUM_SEEDS) if settings.seed is None else settings.seed
+                llama.set_sampler(
+                    temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, seed=seed
+                )
+            return cls(_Model.of(llama, header), sequence=0, parent=None, greedy=settings.temperature == 0)
+        except BaseException:
+            llama.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The GGUF's own, lists left out."""
+        return self._model.metadata
+
+    @property
+    def markers(self) -> Markers | None:
+        return self._model.markers
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Live: copy it to keep it."""
+        return self._ids
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit; branches have their share of the cells."""
+        return self._llama.context_size - sum(len(one._ids) - one._shared for one in self._model.cursors)
+
+    def render(self, messages: Sequence[Message]) -> Prompt:
+        """Raises:
+        ModelError: the chat template is broken, or refuses these messages.
+        """
+        vocabulary = self._model.vocabulary
+        bos, eos = self._model.id_under("bos_token_id"), self._model.id_under("eos_token_id")
+        try:
+            rendering = template.render(
+                self.metadata.get("tokenizer.chat_template"),
+                messages,
+                bos_token="" if bos is None else vocabulary.spelling(bos),
+                eos_token="" if eos is None else vocabulary.spelling(eos),
+            )
+        except ModelError as error:
+            raise ModelError(f"{self.name}: {error}") from None
+        # What the model itself wrote may hold think tags, and the template's own words control tokens.
+        tokenizers = {"template": vocabulary.scaffold, "assistant": vocabulary.ordinary}
+        ids: list[int] = []
+        for piece in rendering.pieces:
+            ids += tokenizers.get(piece.author, vocabulary.typed)(piece.text)
+        if vocabulary.adds_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return Prompt(tuple(ids), rendering.text, rendering.opening)
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._model.vocabulary.ordinary(text)
+
+    def token_count(self, text: str) -> int:
+        return len(self.tokenize(text))
+
+    def piece(self, id: int) -> bytes:
+        return self._model.vocabulary.piece(id)
+
+    def is_end(self, id: int) -> bool:
+        return self._model.vocabulary.is_end(id)
+
+    def sample(self, banned: Collection[int] = ()) -> Sampled:
+        """Raises:
+        ContextFullError: there is no room for the token; nothing was sampled.
+        """
+        self._check_open()
+        if self.room < 1:
+            raise ContextFullError(_full(self._llama.context_size))
+        self._need_logits()
+        logits = self._llama.logits()
+        log_z = self._model.log_normaliser(logits)
+        forbidden = [self._model.vocabulary.check(id) for id in banned]
+        before = logits[forbidden]
+        logits[forbidden] = -math.inf
+        try:
+            id = int(logits.argmax()) if self._greedy else self._llama.sample()
+        finally:
+            logits[forbidden] = before  # they may be sampled from again, after a rewind
+        if id in forbidden:
+            raise GenerationError("every token is forbidden here: allow one")
+        self._ids.append(id)
+        return Sampled(id, float(logits[id]) - log_z)
+
+    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
+        """Raises:
+        ContextFullError: they do not fit; nothing was fed.
+        GenerationError: llama.cpp failed; nothing was fed.
+        """
+        self._check_open()
+        if not ids:
+            return []
+        if len(ids) > self.room:
+            raise ContextFullError(
+                f"{len(ids)} tokens for {self.room} places: {_full(self._llama.context_size)}"
+            )
+        before = len(self._ids)
+        self._ids += ids
+        return self._decode(before, probe=probe)
+
+    def rewind(self, n: int) -> None:
+        """Keep the first `n` ids. To sample there again, at most one token is decoded again."""
+        self._check_open()
+        if not 0 <= n <= len(self._ids):
+            raise ValueError(f"cannot keep {n} of {len(self._ids)} tokens")
+        if n < self._decoded:
+            self._drop_cells(n)
+        del self._ids[n:]
+
+    def fork(self, n: int | None = None) -> LlamaLocal:
+        """A greedy branch that shares the first `n` ids' cells. The caller closes it.
+
+        Raises:
+            GenerationError: there are three branches already.
+        """
+        self._check_open()
+        n = len(self._ids) if n is None else n
+        if not 0 <= n <= len(self._ids):
+            raise ValueError(f"cannot share {n} of {len(self._ids)} tokens")
+        taken = {one._sequence for one in self._model.cursors}
+        sequence = next((s for s in range(SEQUENCES) if s not in taken), None)
+        if sequence is None:
+            raise GenerationError(f"there are {SEQUENCES - 1} branches already: close one")
+        decoded = min(n, self._decoded)
+        self._llama.copy(self._sequence, sequence, decoded)
+        branch = LlamaLocal(self._model, sequence, self, greedy=True)
+        branch._ids = self._ids[:n]
+        branch._decoded = branch._shared = decoded
+        branch._logits_of = self._logits_of
+        return branch
+
+    def close(self) -> None:
+        """Of the model itself: its branches close with it."""
+        if self._sequence == _CLOSED:
+            return
+        cursors = self._model.cursors
+        if self._parent is None:
+            self._llama.close()
+        else:
+            self._drop_cells(0)
+        for one in list(cursors) if self._parent is None else [self]:
+            one._sequence = _CLOSED  # another branch may have it now
+            cursors.remove(one)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._sequence == _CLOSED:
+            raise ValueError("the model, or this branch of it, is closed")
+
+    def _need_logits(self) -> None:
+        """Make llama.cpp's last logits those after our last id."""
+        if self._logits_of == (self._llama.decodes, len(self._ids)):
+            return
+        if not self._ids:
+            raise ValueError("nothing to continue: feed a prompt first")
+        if self._decoded == len(self._ids):
+            self._drop_cells(self._decoded - 1)
+        self._decode(len(self._ids))
+
+    def _decode(self, new: int, *, probe: bool = False) -> list[float]:
+        """Decode the ids that have no cells yet, the new ones from index `new` on among them.
+
+        If it fails, only the ones before `new` remain. Returns, with `probe`, the new ones' log p(close).
+        """
+        markers = self._model.markers
+        first = new if probe and markers else len(self._ids) - 1  # from here on logits are needed
+        closes: list[float] = []
+        try:
+            while self._decoded < len(self._ids):
+                start = self._decoded
+                end = min(len(self._ids), start + BATCH, max(start, first) + OUTPUTS)
+                outputs_from = min(max(first, start), end) - start
+                self._llama.decode(
+                    self._ids[start:end], sequence=self._sequence, position=start, outputs_from=outputs_from
+                )
+                self._decoded = end
+                if probe and markers:
+                    closes += [
+                        self._model.log_p_close(self._llama.logits(i))
+                        for i in range(outputs_from, end - start)
+                    ]
+        except BaseException:  # Ctrl-C too: a cache out of step would silently corrupt what follows
+            del self._ids[new:]
+            self._drop_cells(new)
+            self._decoded = min(new, self._llama.length(self._sequence))
+            raise
+        self._logits_of = self._llama.decodes, len(self._ids)
+        return closes if markers or not probe else [-math.inf] * (len(self._ids) - new)
+
+    def _drop_cells(self, n: int) -> None:
+        """Free the cells of all but the first `n` ids."""
+        self._llama.keep(self._sequence, n)
+        self._decoded = min(self._decoded, n)
+        self._shared = min(self._shared, n)
+        self._logits_of = _NO_LOGITS
+        for one in self._model.cursors:
+            if one._parent is self:
+                one._shared = min(one._shared, n)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What all cursors share."""
+
+    llama: Llama
+    vocabulary: Vocabulary
+    name: str
+    metadata: Mapping[str, str]
+    markers: Markers | None
+    scratch: NDArray[np.float32]  # shape (vocabulary,)
+    cursors: list[LlamaLocal] = field(default_factory=list)
+    _close_ids: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, llama: Llama, header: Header) -> Self:
+        vocabulary, metadata = llama.vocabulary, header.texts()
+        try:
+            markers = find_markers(metadata, vocabulary.control_id, vocabulary.ordinary)
+        except MarkerError as error:
+            raise MarkerError(f"{header.path}: {error}") from None
+        name = "".join(filter(str.isprintable, metadata.get("general.name", ""))) or header.path.stem
+        scratch = np.empty(vocabulary.size, np.float32)
+        return cls(llama, vocabulary, name, MappingProxyType(metadata), markers, scratch)
+
+    def id_under(self, key: str) -> int | None:
+        """The token id in the metadata. (llama.cpp has defaults, which are right for GPT-2 only.)"""
+        id = self.metadata.get(f"tokenizer.ggml.{key}", "")
+        return int(id) if id.isdecimal() and int(id) < self.vocabulary.size else None
+
+    def log_normaliser(self, logits: NDArray[np.float32]) -> float:
+        """Log of the sum of their exponentials."""
+        highest = float(logits.max())
+        if not math.isfinite(highest):
+            raise GenerationError(
+                "the model's probabilities are not numbers: its file is damaged, or the GPU miscalculates; "
+                "get the file again, or run it on the CPU"
+            )
+        np.subtract(logits, highest, out=self.scratch)
+        np.exp(self.scratch, out=self.scratch)
+        return highest + math.log(float(np.einsum("i->", self.scratch)))  # three times as fast as sum()
+
+    def log_p_close(self, logits: NDArray[np.float32]) -> float:
+        if not self._close_ids:
+            self._close_ids.extend(self._find_close_ids())
+        return float(np.logaddexp.reduce(logits[self._close_ids])) - self.log_normaliser(logits)
+
+    def _find_close_ids(self) -> Sequence[int]:
+        """The closing marker, or in text form every token that can begin one."""
+        assert self.markers is not None
+        if self.markers.form == "token":
+            return self.markers.close_ids
+        vocabulary = self.vocabulary
+        candidates = {id for spelling in CLOSE_SPELLINGS for id in vocabulary.find(spelling[:2].encode())}
+        ids = sorted(id for id in candidates if _BEGINS_CLOSE.fullmatch(vocabulary.piece(id)))
+        return ids or self.markers.close_ids[:1]
+
+
+def _full(context_size: int) -> str:
+    return f"the context of {context_size} tokens is full: ask with a larger one, or start anew"
