@@ -324,7 +324,7 @@ class _Answer:
         never: frozenset[int] = frozenset()  # markers that mean nothing here
         if markers is not None and markers.form == "token":
             never = frozenset(markers.close_ids if asks else markers.open_ids + markers.close_ids)
-        scanner = scanner_for(markers if asks else None)
+        scanner = scanner_for(markers)
         banned = never
         try:
             while self._reason is None:
@@ -339,9 +339,9 @@ class _Answer:
                     sampled = self._local.sample(banned)
                     banned = never
                     scan = scanner.push(sampled.id, sampled.logprob, self._local.piece(sampled.id))
-                    for token in scan.released:
+                    for token in scan.released if asks else scan.released + scan.opening:
                         yield self._wrote(token)
-                    if scan.opening:
+                    if asks and scan.opening:
                         opened = yield from self._span("marker", opening=scan.opening)
                         if opened:
                             scanner.restart()

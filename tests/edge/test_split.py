@@ -346,3 +346,9 @@ def test_text_markers_of_a_failed_span_are_taken_back():
     transcript = assert_lawful(run(local, ScriptedRemote([Reply((), Outcome("error", "x"))] * 2)), local)
     assert transcript.text == "SoThenend"
     assert [span.end for span in transcript.spans] == ["error", "error"]
+
+
+def test_text_markers_are_not_shown_where_nobody_is_asked():
+    local = TextLocal(["a", *PUBLISHED[1:5], "own words", "</", "big", "model", ">", "b"])
+    transcript = assert_lawful(run(local, ScriptedRemote(["never"]), policy="local"), local)
+    assert (transcript.text, transcript.spans) == ("a.\nown wordsb", ())
