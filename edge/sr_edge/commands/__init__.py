@@ -1,0 +1,195 @@
+"""The command line: what is here parses, calls and prints, and decides the exit code.
+
+`main` is the one place that turns an error into a line and a code. Commands of other packages join through
+the entry-point group `sr_edge.commands`; neither theirs nor ours import anything heavy before they run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from sr_edge import __version__
+from sr_edge.errors import EdgeError, UsageError
+from sr_edge.terminal import safe
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
+
+_OWN = {
+    "ask": ("sr_edge.commands.ask:ask", "Answer one problem; the large model writes the hard steps."),
+    "replay": (
+        "sr_edge.commands.replay:replay",
+        "Show a recorded answer again, with no model and no network.",
+    ),
+    "eval": ("sr_edge.commands.eval:evaluate", "Measure what split decoding is worth on known problems."),
+}
+"""Where each command is, and the first line of its help."""
+
+_EXTRAS = {
+    "convert": "Convert a trained checkpoint to GGUF (needs the extra sr-edge[convert]).",
+    "train": "Train models that ask for help (needs the extra sr-edge[train]).",
+}
+"""Entry points of our own distribution that an extra completes: its name is the command's."""
+
+_STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class Commands(TyperGroup):
+    """Commands that are imported only when they run: ours, then those of other packages."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*_OWN, *sorted({entry.name for entry in _entries()} - {*_OWN})]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _OWN:
+            return Promise(cmd_name, _OWN[cmd_name][1])
+        for entry in _entries():
+            if entry.name == cmd_name:
+                package = entry.dist.name if entry.dist else entry.value
+                return Promise(cmd_name, _EXTRAS.get(cmd_name, f"From the package {package}."), entry)
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, Promise) else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise _explained(error, ctx.invoked_subcommand) from error
+        except BrokenPipeError:
+            raise typer.Exit(BROKEN_PIPE) from None
+
+
+class Promise(TyperCommand):
+    """Stands for a command in the list of commands."""
+
+    def __init__(self, name: str, summary: str, entry: EntryPoint | None = None) -> None:
+        super().__init__(name, help=summary)
+        self._entry = entry
+
+    def load(self) -> Any:
+        if self._entry is None:
+            module, _, function = _OWN[self.name or ""][0].partition(":")
+            app = typer.Typer(**_STYLE)
+            app.command(self.name)(getattr(import_module(module), function))
+            return typer.main.get_command(app)
+        try:
+            loaded = self._entry.load()
+        except ModuleNotFoundError as error:
+            raise _explained(error, self.name) from error
+        return typer.main.get_command(loaded) if isinstance(loaded, typer.Typer) else loaded
+
+
+def _entries() -> list[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return list(entry_points(group="sr_edge.commands"))
+
+
+def _explained(error: ModuleNotFoundError, command: str | None) -> Exception:
+    package = (error.name or "").partition(".")[0]
+    if command not in _EXTRAS or package.startswith("sr_"):
+        return error
+    return UsageError(f"`sr-edge {command}` needs {package}: pip install 'sr-edge[{command}]'")
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, **_STYLE)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sr-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _sr_edge(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Split decoding: a small model on this machine writes, a large one writes its hard steps.
+
+    stdout carries the answer, stderr everything else. Exit codes: 0 answered (the small model alone
+    included), 1 generation failed, 2 wrong usage, 3 the large model failed under --policy remote,
+    4 a model is missing or unusable, 130 interrupted.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    _prepare_streams()
+    try:
+        app(prog_name="sr-edge")
+        code: object = 0
+    except SystemExit as left:
+        code = left.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except EdgeError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except Exception as error:
+        if os.environ.get("SR_EDGE_TRACEBACK"):
+            raise
+        code = _unexpected(error)
+    sys.exit(_flush(code if isinstance(code, int) else 1 if code else 0))
+
+
+def _unexpected(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        _complain(f"cannot write: {error.strerror}")
+        return 1
+    what = f"{type(error).__name__}: {error}".rstrip(": ")
+    _complain(f"{what}. This is a bug; run with SR_EDGE_TRACEBACK=1 to see it")
+    return 1
+
+
+def _complain(message: str) -> None:
+    print(f"sr-edge: {safe(message)}", file=sys.stderr)
+
+
+def _prepare_streams() -> None:
+    """Closed streams become empty ones, and no character is ever an encoding error."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  open as long as the program runs
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush(code: int) -> int:
+    """Write what is left in the buffers here, where a failure is not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or BROKEN_PIPE
+            _discard(stream)
+        except OSError as error:
+            code = code or 1
+            _discard(stream)
+            _complain(f"cannot write: {error.strerror}")
+    return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Let the interpreter flush into nowhere when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,218 @@
+"""`sr-edge ask`: one problem in, one answer out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Self, TextIO
+
+import typer
+
+from sr_edge.commands import INTERRUPTED
+from sr_edge.commands.interrupt import Interrupt
+from sr_edge.commands.output import Extract, Output, boxed_of, note
+from sr_edge.errors import GenerationError, ModelError, RemoteError, UsageError
+from sr_edge.events import Event, to_json
+from sr_edge.report import FAILED, NOT_SENT, Spans, as_json, is_full
+from sr_edge.split import Message, Policy
+from sr_edge.terminal import safe, safe_json
+from sr_edge.transcript import Fold, Transcript
+
+MAX_SEED = 2**32 - 2  # the number after it means "random" to llama.cpp
+
+
+def ask(
+    problem: Annotated[
+        str | None, typer.Argument(metavar="PROBLEM", help="The problem; - or nothing reads it from stdin.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", metavar="GGUF", help="The small model. Default: the built-in one."),
+    ] = None,
+    big: Annotated[
+        str | None,
+        typer.Option(
+            "--big",
+            metavar="GGUF|URL",
+            help="The large model: a file, or an OpenAI-compatible endpoint, whose key is read from the "
+            "environment variable SR_EDGE_API_KEY. Default: the built-in one, if the small one is.",
+        ),
+    ] = None,
+    big_model: Annotated[
+        str | None, typer.Option("--big-model", metavar="NAME", help="The endpoint's name for its model.")
+    ] = None,
+    policy: Annotated[
+        Policy,
+        typer.Option("--policy", help="Who writes: both, the small model alone, or the large one alone."),
+    ] = "auto",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Open no socket; a --big file still works.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Make sampling repeatable.")
+    ] = None,
+    temp: Annotated[
+        float, typer.Option("--temp", min=0.0, metavar="T", help="Temperature; 0 takes the likeliest token.")
+    ] = 0.6,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, metavar="N", help="Of the whole answer.")
+    ] = 4096,
+    max_span_tokens: Annotated[
+        int, typer.Option("--max-span-tokens", min=1, metavar="N", help="Of one span of the large model.")
+    ] = 512,
+    spans: Annotated[
+        Spans | None,
+        typer.Option(
+            "--spans",
+            help="How stderr shows the reasoning and who wrote it: not at all, with marks, with marks and "
+            "colour, or with a table at the end. Default: color on a terminal, else none.",
+            show_default=False,
+        ),
+    ] = None,
+    usage: Annotated[bool, typer.Option("-u", "--usage", help="Tokens, speed and share, on stderr.")] = False,
+    as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    as_lines: Annotated[bool, typer.Option("--jsonl", help="Print each event as a JSON line.")] = False,
+    extract: Annotated[
+        Extract | None,
+        typer.Option("-x", "--extract", help=r"Print only the content of the answer's last \boxed{}."),
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", metavar="FILE", help="Write the events to FILE too, for `sr-edge replay`."),
+    ] = None,
+) -> None:
+    """Answer one problem; the large model writes the hard steps.
+
+    stdout carries the final answer only; the reasoning, the marks of the spans and the usage go to stderr.
+    """
+    from sr_edge.session import Session, SessionSettings
+
+    if as_object and as_lines:
+        raise UsageError("--json and --jsonl exclude each other")
+    if as_lines and extract:
+        raise UsageError("--jsonl streams the whole answer: -x does not go with it")
+    if not math.isfinite(temp):
+        raise UsageError(f"--temp {temp} is no temperature")
+    settings = SessionSettings(
+        model=model,
+        big=big,
+        big_model=big_model,
+        policy=policy,
+        offline=offline,
+        seed=seed,
+        temperature=temp,
+        max_tokens=max_tokens,
+        max_span_tokens=max_span_tokens,
+    )
+    question = read_question(problem)
+    if as_lines and spans is None:
+        spans = "none"  # one stream is enough
+    output = Output(spans, is_answer_text=not (as_object or as_lines or extract))
+    with Session.open(settings) as session, Interrupt() as interrupt, EventLog(events) as log:
+        for notice in session.notices:
+            note(notice)
+        folding = Fold()
+        try:
+            for event in session.answer([Message("user", question)], cancelled=interrupt):
+                folding.add(event)
+                log.write(event)
+                if as_lines:
+                    print(safe_json(to_json(event), sys.stdout.encoding), flush=True)
+                output.view.add(event)
+        finally:
+            output.view.close()
+        transcript = folding.transcript
+        boxed = boxed_of(transcript)
+        if as_object:
+            line = json.dumps(as_json(transcript), ensure_ascii=False)
+            print(safe_json(line, sys.stdout.encoding), flush=True)
+        elif extract and boxed is not None:
+            print(safe(boxed), flush=True)
+        elif not as_lines and not extract:
+            output.print_answer(transcript)
+        output.print_summary(transcript, max_tokens=max_tokens, usage=usage)
+    code = exit_code(transcript, policy=policy, max_tokens=max_tokens)
+    if extract and boxed is None and transcript.finish != "refused":
+        note("the answer has no \\boxed{}")
+        code = code or GenerationError.exit_code
+    if log.error:
+        note(log.error)
+        code = code or GenerationError.exit_code
+    raise typer.Exit(code)
+
+
+def read_question(problem: str | None) -> str:
+    """The problem from the argument or from stdin.
+
+    Raises:
+        UsageError: there is none, or it is not text.
+    """
+    if problem in (None, "-"):
+        if sys.stdin is None or (problem is None and sys.stdin.isatty()):
+            raise UsageError('no problem given: `sr-edge ask "PROBLEM"`, or pipe it in')
+        data: bytes = sys.stdin.buffer.read()
+    else:
+        data = os.fsencode(problem)
+    try:
+        question = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the problem is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    if not question:
+        raise UsageError("the problem is empty")
+    return question
+
+
+def exit_code(transcript: Transcript, *, policy: Policy, max_tokens: int) -> int:
+    match transcript.finish:
+        case "stop":
+            return 0
+        case "length":
+            return GenerationError.exit_code if is_full(transcript, max_tokens) else 0
+        case "cancelled":
+            return INTERRUPTED
+        case "refused":
+            return ModelError.exit_code
+    if policy == "remote" and any(span.end in FAILED | NOT_SENT for span in transcript.spans):
+        return RemoteError.exit_code
+    return GenerationError.exit_code
+
+
+class EventLog:
+    """Writes events to a file as they happen, a whole line at a time; without a path nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self.error: str | None = None
+        """What went wrong with the file while the answer went on."""
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            try:
+                self._file = self._path.open("w", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise UsageError(f"--events {self._path}: {error.strerror}") from None
+        return self
+
+    def write(self, event: Event) -> None:
+        if self._file is not None and self.error is None:
+            try:
+                self._file.write(safe_json(to_json(event)) + "\n")
+            except OSError as error:
+                self._fail(error)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as failed:
+                self._fail(failed)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = self.error or f"--events {self._path}: {error.strerror}; the file is incomplete"

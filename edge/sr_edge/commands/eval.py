@@ -1,0 +1,184 @@
+"""`sr-edge eval`: what the pair of models is worth, measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sr_edge.commands import INTERRUPTED
+from sr_edge.commands.interrupt import Interrupt
+from sr_edge.commands.output import note, width_of
+from sr_edge.errors import RemoteError, UsageError
+from sr_edge.report import table
+from sr_edge.terminal import can_show
+
+if TYPE_CHECKING:
+    from sr_edge.evaluate import Answer, Arm
+
+_SHARE_PROBLEMS = 40  # enough to measure split's share where only the random arm is wanted
+
+
+class ArmName(Enum):
+    SPLIT = "split"
+    LOCAL = "local"
+    BIG = "big"
+    RANDOM = "random"
+
+
+def evaluate(
+    suite: Annotated[Literal["demo"], typer.Option("--suite", help="The problems.")] = "demo",
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Which problems of the suite.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="How many problems.")] = 100,
+    arm: Annotated[
+        list[ArmName] | None,
+        typer.Option(
+            "--arm",
+            metavar="split|local|big|random",
+            help="Who writes: both as the small model asks, the small one alone, the large one alone, or "
+            "both by chance at split's share. May be repeated; default: all four.",
+            show_default=False,
+        ),
+    ] = None,
+    as_object: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    print_problems: Annotated[
+        int | None,
+        typer.Option(
+            "--print-problems", min=1, metavar="N", help="Print N problems as JSON lines, and no more."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", metavar="GGUF", help="The small model. Default: the built-in one."),
+    ] = None,
+    big: Annotated[
+        str | None, typer.Option("--big", metavar="GGUF|URL", help="The large model, as in `sr-edge ask`.")
+    ] = None,
+    big_model: Annotated[
+        str | None, typer.Option("--big-model", metavar="NAME", help="The endpoint's name for its model.")
+    ] = None,
+    temp: Annotated[
+        float, typer.Option("--temp", min=0.0, metavar="T", help="Temperature; 0 takes the likeliest token.")
+    ] = 0.0,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Open no socket; a --big file still works.")
+    ] = False,
+) -> None:
+    """Measure what split decoding is worth on known problems.
+
+    Accuracy with its 95 % interval, the large model's share of the tokens, spans and time, for each arm.
+    """
+    from sr_edge.suites.demo import problems
+
+    if print_problems is not None:
+        for problem in problems(seed, print_problems):
+            print(json.dumps({"problem": problem.question, "answer": problem.answer}))
+        return
+    if not math.isfinite(temp):
+        raise UsageError(f"--temp {temp} is no temperature")
+
+    from sr_edge.evaluate import ARMS, answers, random_schedule, remote_share, summary
+    from sr_edge.session import Session, SessionSettings
+
+    wanted = {name.value for name in arm or ArmName}
+    arms = [name for name in ARMS if name in wanted]
+    needs_big = arms != ["local"]
+    if model is not None and big is None and needs_big:
+        raise UsageError("-m without --big: name the large model too, or measure --arm local")
+    settings = SessionSettings(
+        model=model,
+        big=big,
+        big_model=big_model,
+        policy="remote" if needs_big else "local",  # only opens the models: each arm has its own policy
+        offline=offline,
+        seed=seed,
+        temperature=temp,
+    )
+    asked = problems(seed, n)
+    figures: dict[str, Any] = {}
+    share: float | None = None
+    failure: RemoteError | None = None
+    with Session.open(settings) as session, Interrupt() as interrupt:
+        if "split" in arms and session.local.markers is None:
+            note(f"{session.local.name} has no markers, so split is the small model alone")
+        for name in arms:
+            if interrupt():
+                break
+            schedule = None
+            if name == "random":
+                if share is None:
+                    first = asked[:_SHARE_PROBLEMS]
+                    note(f"measuring split's share on the first {len(first)} problems, for the random arm")
+                    share = remote_share(list(answers(session, first, "split", cancelled=interrupt)))
+                schedule = random_schedule(share, random.Random(f"sr-edge random arm {seed}"))
+            arm_answers = answers(session, asked, name, schedule=schedule, cancelled=interrupt)
+            try:
+                measured = list(_with_progress(name, n, arm_answers))
+            except RemoteError as error:
+                failure = error
+                continue
+            if name == "split":
+                share = remote_share(measured)
+            if measured:
+                figures[name] = summary(measured)
+            degraded = sum(answer.transcript.degraded for answer in measured)
+            if degraded:
+                note(f"{name}: the large model failed in {degraded} of {len(measured)} answers")
+    if as_object:
+        print(json.dumps({"suite": suite, "seed": seed, "n": n, "arms": figures}), flush=True)
+    elif figures:
+        _print_table(figures)
+    if failure:
+        raise failure
+    if interrupt():
+        note("interrupted: these are the answers so far")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _print_table(figures: dict[str, Any]) -> None:
+    dash = "–" if can_show("–", sys.stdout.encoding) else "-"
+    rows = []
+    for name, arm in figures.items():
+        low, high = arm["interval"]
+        tokens = arm["local_tokens"] + arm["remote_tokens"]
+        ends = ", ".join(f"{end} {count}" for end, count in arm["ends"].items())
+        rows.append(
+            [
+                name,
+                str(arm["n"]),
+                f"{arm['accuracy']:.1%}",
+                f"{low:.1%}{dash}{high:.1%}",
+                f"{arm['remote_share']:.1%}",
+                f"{arm['spans_per_answer']:.2f}",
+                str(tokens),
+                f"{arm['seconds']:.1f}",
+                ends or "-",
+            ]
+        )
+    heading = ["arm", "n", "accuracy", "95 % interval", "large share", "spans", "tokens", "s", "span ends"]
+    ellipsis = "…" if dash == "–" else "..."
+    print(*table(heading, rows, left=(0, 8), width=width_of(sys.stdout), ellipsis=ellipsis), sep="\n")
+
+
+def _with_progress(arm: Arm, n: int, done: Iterable[Answer]) -> Iterator[Answer]:
+    """The same answers, with a line on stderr that counts them, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from done
+        return
+    width = width_of(sys.stderr) - 1
+    num_correct = 0
+    try:
+        for count, answer in enumerate(done, start=1):
+            num_correct += answer.is_correct
+            line = f"{arm} {count}/{n}, {num_correct} correct"
+            print("\r" + line[:width], end="", file=sys.stderr, flush=True)
+            yield answer
+    finally:
+        print("\r" + " " * min(width, 40) + "\r", end="", file=sys.stderr, flush=True)
