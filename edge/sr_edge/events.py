@@ -16,8 +16,11 @@ Standard library only.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 VERSION = 1
 
@@ -160,23 +163,43 @@ def from_json(line: str) -> Event:
     """
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not a line of JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("event") not in _KINDS:
+    kind = data.get("event") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError("not an event of sr-edge: the field 'event' is missing or unknown")
     version = data.get("v")
-    if not isinstance(version, int) or version > VERSION:
+    if type(version) is not int or version > VERSION:
         raise ValueError(f"event version {version!r}; this program reads up to {VERSION}: upgrade sr-edge")
-    cls = _KINDS[data["event"]]
+    cls = _KINDS[kind]
+    values = {name: _plain(data[name]) for name in _types(cls) if name in data}
+    for name, value in values.items():
+        if not _fits(value, _types(cls)[name]):
+            raise ValueError(f"field {name!r} of {cls.kind!r} cannot be {data[name]!r}")
     try:
-        return cls(**{f.name: _plain(f.name, data[f.name]) for f in fields(cls) if f.name in data})
+        return cls(**values)
     except TypeError as error:
-        raise ValueError(f"event {data['event']!r} is incomplete: {error}") from None
+        raise ValueError(f"event {cls.kind!r} is incomplete: {error}") from None
 
 
-def _plain(name: str, value: Any) -> Any:
-    if name in ("ids", "prompt_ids"):
-        if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
-            raise ValueError(f"field {name!r} must be a list of token ids")
-        return tuple(value)
-    return value
+@cache
+def _types(cls: type[Event]) -> dict[str, Any]:
+    """The fields of a kind of event, and what each is declared to be."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    return type(value) is hint

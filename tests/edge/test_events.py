@@ -57,7 +57,12 @@ def test_a_reader_ignores_fields_that_it_does_not_know():
     [
         ("{", "JSON"),
         ("[]", "not an event"),
+        ("[" * 100_000, "JSON"),
         ('{"v": 1, "event": "party"}', "not an event"),
+        ('{"v": 1, "event": []}', "not an event"),
+        ('{"v": true, "event": "started", "prompt_ids": [], "model": "m"}', "version True"),
+        ('{"v": 1, "event": "span_delta", "span": "1", "text": "x"}', "span"),
+        ('{"v": 1, "event": "span_closed", "span": 1, "ids": [], "end": "tired"}', "tired"),
         ('{"v": 99, "event": "started", "prompt_ids": [], "model": "m"}', "version 99"),
         ('{"event": "started", "prompt_ids": [], "model": "m"}', "version None"),
         ('{"v": 1, "event": "started", "prompt_ids": []}', "model"),

@@ -154,7 +154,7 @@ WORDS = ["xy", "yx", " z", "z.z.z", "xyxyxy", "zxzxzxzx"]  # several tokens that
 @given(st.lists(st.sampled_from(SHORT), min_size=1), st.integers(1, 40))
 @example(["xy", "x", "yx", "y"], 40)
 def test_a_span_is_the_same_however_it_arrives(pieces, hand_back_at):
-    """Cutting the remote's text elsewhere changes neither the ids in the cache nor where the pen comes back."""
+    """Where the remote's text is cut changes neither the ids in the cache nor where the pen comes back."""
 
     def ids_for(pieces):
         local = ScriptedLocal(
