@@ -7,11 +7,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 REQUIREMENTS := pyproject.toml constraints.txt
 
 # What `make demo` asks. Any problem of the kind that the built-in pair was trained on will do.
-DEMO_PROBLEM ?= A baker fills 23 trays with 48 rolls each and sells 617 of the rolls. How many rolls are left?
+DEMO_PROBLEM ?= Ida fills 28 bags with 4 coins each. Tom gives her 93 more. Then she loses 67 of them. How many coins does Ida have now?
 export DEMO_PROBLEM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all dev lint types imports clean
+.PHONY: help demo test test-all dev lint types imports picture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ types: $(VENV)/.installed-dev  ## mypy --strict on the three packages
 imports: $(VENV)/.installed-dev  ## import-linter: who may import whom
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports --no-logo
+
+picture: $(VENV)/.installed  ## record docs/ask.svg again: a real run on the built-in pair
+	@echo "==> docs/ask.svg"
+	@$(BIN)/python docs/picture.py
 
 clean:  ## remove builds and caches (.venv stays: delete it by hand to start over)
 	@echo "==> removing builds and caches"

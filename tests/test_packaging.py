@@ -74,6 +74,7 @@ def test_wheel_holds_the_demo_models_of_the_tree(wheel: Path) -> None:
             if name.startswith("sr_edge/models/demo/")
         }
     assert packed == {path.name: path.read_bytes() for path in SHIPPED_MODELS.glob("*") if path.is_file()}
+    assert {"small.gguf", "small.toml", "big.gguf", "big.toml"} <= packed.keys()
 
 
 def test_wheel_carries_the_licence(wheel: Path) -> None:

@@ -125,7 +125,8 @@ def wilson(num_correct: int, n: int, z: float = 1.959964) -> tuple[float, float]
     middle = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # at p = 0 and p = 1 rounding must not leave p itself outside
+    return max(0.0, min(p, (middle - half) / scale)), min(1.0, max(p, (middle + half) / scale))
 
 
 def _steps(events: Sequence[Event]) -> tuple[float, ...]:

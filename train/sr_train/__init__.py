@@ -1,0 +1,1 @@
+"""Training: data, fine-tuning, rollouts, and the demo pair. Needs the extra `sr-edge[train]`."""

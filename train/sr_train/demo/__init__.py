@@ -1,0 +1,1 @@
+"""The demo pair: two tiny models, trained from nothing on word problems that can be checked."""
