@@ -123,11 +123,13 @@ class SpanReader:
                 return self._end_at(n + 1, at, "handback")
             if self._tokens_at(n + 1) >= self._soft_tokens and self._window[:at].endswith("\n\n"):
                 return self._end_at(n + 1, at, "boundary")
-        read = self._show(ends[:stop])
-        if stop < len(certain) or self._tokens_at(stop) >= self._max_tokens:
-            return Read(read, "cap")
+        text = self._show(ends[:stop])
+        is_cut = stop < len(certain)
+        is_full = self._tokens_at(stop) >= self._max_tokens and ends[stop - 1] is not None  # whole characters
+        if is_cut or (is_full and not final):
+            return Read(text, "cap")
         self._move_window(ends[:stop])
-        return Read(read)
+        return Read(text)
 
     def _character_ends(self, ids: Sequence[int]) -> list[int | None]:
         """For each token the number of window characters up to its end; None inside a character."""

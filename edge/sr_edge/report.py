@@ -201,7 +201,7 @@ def notes(transcript: Transcript, *, max_tokens: int | None = None) -> list[str]
         )
     if transcript.finish == "length":
         limit = "its limit" if max_tokens is None else f"--max-tokens {max_tokens}"
-        if max_tokens is not None and is_full(transcript, max_tokens):
+        if is_full(transcript):
             limit = "the end of the context"
         answer = split_reasoning(transcript.opening, transcript.text)[1].strip()
         what = "the answer is cut" if answer else "the reasoning had not reached an answer"
@@ -211,9 +211,9 @@ def notes(transcript: Transcript, *, max_tokens: int | None = None) -> list[str]
     return lines
 
 
-def is_full(transcript: Transcript, max_tokens: int) -> bool:
+def is_full(transcript: Transcript) -> bool:
     """Whether the answer was cut because nothing more fits into the context."""
-    return transcript.finish == "length" and transcript.local_tokens + transcript.remote_tokens < max_tokens
+    return transcript.finish == "length" and transcript.error is not None
 
 
 def usage_line(transcript: Transcript, separator: str = " · ") -> str:

@@ -43,6 +43,8 @@ class SessionSettings:
     seed: int | None = None
     """None: another one each time."""
     temperature: float = 0.6
+    big_temperature: float | None = None
+    """None: the likeliest tokens for spans of a big GGUF, `temperature` where it writes the whole answer."""
     max_tokens: int = 4096
     max_span_tokens: int = 512
 
@@ -200,9 +202,10 @@ def _open_big(big: str, settings: SessionSettings, local: LlamaLocal) -> Endpoin
     if not is_url(big):
         from sr_edge.remote.local_gguf import LocalGGUF
 
-        if settings.policy == "remote":
-            return LocalGGUF(Path(big), temperature=settings.temperature, seed=settings.seed)
-        return LocalGGUF(Path(big), seed=settings.seed)  # spans take its own, the likeliest tokens
+        temperature = settings.big_temperature
+        if temperature is None:
+            temperature = settings.temperature if settings.policy == "remote" else 0.0
+        return LocalGGUF(Path(big), temperature=temperature, seed=settings.seed)
     from sr_edge.remote.endpoint import Endpoint
 
     return Endpoint(

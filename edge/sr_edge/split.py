@@ -179,6 +179,7 @@ Policy = Literal["auto", "local", "remote"]
 Schedule = Callable[[int], int | None]
 """The random baseline: from the number of tokens so far to the size of a span to open here, or None."""
 
+_FULL = "the context is full: ask something shorter, or use a model with a larger context"
 _PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancelled`
 _POLL = 0.05  # seconds between two looks at `cancelled` while the remote is silent
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
@@ -326,18 +327,24 @@ class _Answer:
             never = frozenset(markers.close_ids if asks else markers.open_ids + markers.close_ids)
         scanner = scanner_for(markers)
         banned = never
+        may_open = is_scheduled = schedule is not None and self._policy == "auto" and self._remote is not None
         try:
             while self._reason is None:
                 if self._cancelled():
                     self._reason = "cancelled"
-                elif self._budget() < 1 or self._local.room < 1:
+                elif self._budget() < 1:
                     self._reason = "length"
-                elif schedule and (size := schedule(self._local_tokens + self._remote_tokens)):
-                    yield from self._span("random", max_tokens=size)
+                elif self._local.room < 1:
+                    self._reason, self._error = "length", _FULL
+                elif may_open and schedule and (size := schedule(self._local_tokens + self._remote_tokens)):
+                    for token in scanner.flush():
+                        yield self._wrote(token)
+                    may_open = yield from self._span("random", max_tokens=size)
                     scanner.restart()
                 else:
                     sampled = self._local.sample(banned)
                     banned = never
+                    may_open = is_scheduled  # a span that brought nothing is not tried twice in one place
                     scan = scanner.push(sampled.id, sampled.logprob, self._local.piece(sampled.id))
                     for token in scan.released if asks else scan.released + scan.opening:
                         yield self._wrote(token)
@@ -370,8 +377,9 @@ class _Answer:
         answer = "".join(self._text) + "".join(token.text for token in opening)
         wanted = max_tokens or self._limits.max_span_tokens
         limit = min(wanted, self._budget() - len(opening), self._local.room - _RESERVE)
-        refusal = self._gate.refusal() if self._gate else None
-        sent = "" if refusal or limit < 1 else self._prompt.text + answer
+        stopped = self._cancelled()
+        refusal = self._gate.refusal() if self._gate and limit >= 1 and not stopped else None
+        sent = "" if refusal or stopped or limit < 1 else self._prompt.text + answer
         p_open = math.exp(sum(token.logprob for token in opening)) if opening else None
         yield SpanOpened(
             span=self._spans,
@@ -385,6 +393,8 @@ class _Answer:
         writing = _Span(self._spans, self._clock, self._began)
         if refusal:
             writing.end, writing.error = refusal.end, refusal.reason
+        elif stopped:
+            writing.end = "cancelled"
         elif limit < 1:
             writing.end, writing.error = "budget", "no tokens left for a span"
         else:
@@ -405,35 +415,34 @@ class _Answer:
     ) -> Iterator[Event]:
         """Read the remote's text into the cache as it arrives, until somebody ends the span."""
         assert self._remote is not None
+        if self._cancelled():  # whoever saw what would be sent may still say no
+            span.end = "cancelled"
+            return
         unmark = MarkerFilter()
         stream = self._remote.stream(self._messages, answer, limit)
+        is_over = False
         try:
             while span.end is None:
                 if self._cancelled():
-                    span.end = "cancelled"
-                    break
-                text = stream.read(_POLL)
-                if text is None:
-                    break
-                if text:
+                    span.end, is_over = "cancelled", True
+                elif (text := stream.read(_POLL)) is None:
+                    span.end, span.error, is_over = stream.outcome.end, stream.outcome.error, True
+                elif text:
                     span.text_arrived()
                     yield from self._show(span, reader.push(unmark.push(text)), opening)
-            if span.end not in ("handback", "boundary", "cap"):  # nothing follows what is held back
+            if is_over:  # nothing follows what is held back
                 yield from self._show(span, reader.push(unmark.flush(), final=True), opening)
         except GenerationError as error:
-            span.end, span.error = "error", str(error)
+            span.end, span.error = "cancelled", str(error)  # not the remote's fault
             self._fail(error)
         finally:
             stream.close()
-        outcome = stream.outcome
-        if span.end is None:
-            span.end, span.error = outcome.end, outcome.error
-        span.outcome = outcome
+        span.outcome = stream.outcome
         span.tokens, span.p_close = reader.tokens, reader.p_close
 
     def _show(self, span: _Span, read: Read, opening: tuple[Token, ...]) -> Iterator[Event]:
-        if read.end is not None:
-            span.end = read.end
+        if read.end is not None and span.end in (None, "stop", "cap"):  # a failure stays one
+            span.end, span.error = read.end, None
         if not read.text:
             return
         if not span.shown:
@@ -460,7 +469,7 @@ class _Answer:
         else:
             ids = ()
             self._local.rewind(before)
-        if self._gate and span.end not in ("declined", "offline"):
+        if self._gate and span.end not in ("declined", "offline", "cancelled"):
             self._gate.report(span.end, span.error)
         closed = span.closed(ids, self._now())
         self._span_seconds += closed.seconds + (closed.resume or 0.0)
@@ -476,6 +485,7 @@ class _Answer:
             self._reason = "cancelled"
         elif whole and span.end in ("cap", "budget", "boundary"):
             self._reason = "length"
+            self._error = _FULL if span.end == "budget" else None
         elif whole:
             self._reason, self._error = "error", span.error
 

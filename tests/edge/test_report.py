@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -211,9 +212,10 @@ def test_a_failed_remote_is_told_in_one_line() -> None:
 def test_a_cut_answer_is_told_in_one_line() -> None:
     cut = fold(asked("abcdef", replies=[], max_tokens=3))
     assert notes(cut, max_tokens=3) == ["stopped at --max-tokens 3: the answer is cut"]
-    assert not is_full(cut, 3)
-    assert notes(cut, max_tokens=4) == ["stopped at the end of the context: the answer is cut"]
-    assert is_full(cut, 4)
+    assert not is_full(cut)
+    full = replace(cut, error="the context is full")
+    assert notes(full, max_tokens=4) == ["stopped at the end of the context: the answer is cut"]
+    assert is_full(full)
     (line,) = notes(fold([*thinking(("hm", None))[:-1], Finished("length", 0, 1, 0, 0.0)]))
     assert line == "stopped at its limit: the reasoning had not reached an answer"
 

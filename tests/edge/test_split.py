@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sr_edge.errors import ContextFullError
+from sr_edge.errors import ContextFullError, GenerationError
 from sr_edge.events import (
     Finished,
     LocalToken,
@@ -335,6 +335,95 @@ def test_dropping_the_generator_hangs_up():
         pass
     events.close()
     assert remote.streams[0].closed
+
+
+# corner cases, each of which was wrong once
+
+
+def test_a_span_cut_short_inside_a_character_keeps_the_whole_character():
+    local = ScriptedLocal([[OPEN], [*b"!"]])
+    remote = ScriptedRemote([Reply(("x😀", "é more", " text"))])
+    transcript = assert_lawful(run(local, remote, limits=Limits(100, 3, 3)), local)
+    (span,) = transcript.spans
+    assert (span.end, span.text) == ("cap", "x😀")
+    assert span.tokens == len(span.text.encode())
+
+
+def test_nothing_leaves_after_the_user_stopped():
+    local = ScriptedLocal([[OPEN], [*b"!"]])
+    remote = ScriptedRemote(["never"])
+    stopped = []
+    decoder = SplitDecoder(local, remote)
+    events = []
+    for event in decoder.generate(QUESTION, cancelled=lambda: bool(stopped)):
+        events.append(event)
+        if isinstance(event, SpanOpened):
+            stopped.append(True)
+    assert_lawful(events, local)
+    assert remote.asked == []
+    assert (events[-2].end, events[-1].reason) == ("cancelled", "cancelled")
+
+
+def test_a_failure_stays_one_where_the_last_text_reaches_the_cap():
+    local = ScriptedLocal([[OPEN], [*b"!"]])
+    gate = OneGate()
+    reply = Reply(("abcd",), Outcome("error", "reset"))
+    transcript = assert_lawful(
+        run(local, ScriptedRemote([reply]), gate=gate, limits=Limits(100, 4, 4)), local
+    )
+    assert transcript.spans[0].end == "error"
+    assert transcript.degraded
+    assert gate.reports == [("error", "reset")]
+
+
+def test_an_answer_of_exactly_the_limit_is_whole():
+    local = ScriptedLocal([[]])
+    transcript = assert_lawful(run(local, ScriptedRemote(["abcd"]), policy="remote", limits=Limits(4)), local)
+    assert (transcript.text, transcript.finish) == ("abcd", "stop")
+
+
+def test_a_full_context_says_so():
+    local = ScriptedLocal([[*b"abcdefghijklmnopqrstuvwxyz"]], context=30)
+    transcript = assert_lawful(run(local), local)
+    assert transcript.finish == "length"
+    assert "context is full" in transcript.error
+
+
+class Failing(ScriptedLocal):
+    """Cannot read spans."""
+
+    def feed(self, ids, *, probe=False):
+        if probe:
+            raise GenerationError("llama.cpp failed")
+        return super().feed(ids, probe=probe)
+
+
+def test_a_local_failure_is_not_the_remotes():
+    local = Failing([[OPEN], [*b"!"]])
+    gate = OneGate()
+    transcript = assert_lawful(run(local, ScriptedRemote(["some text"]), gate=gate), local)
+    assert (transcript.finish, transcript.error) == ("error", "llama.cpp failed")
+    assert not transcript.degraded
+    assert gate.reports == []
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.sampled_from(["a", "<", "big", " <", "model", "> x"]), max_size=8),
+    st.integers(0, 8),
+    st.booleans(),
+)
+def test_a_schedule_loses_nothing_that_was_held_back(tokens, at, refused):
+    local = TextLocal(tokens)
+    gate = OneGate(*(range(1, 50) if refused else ()))
+    events = run(local, ScriptedRemote(["XYZ"]), gate=gate, schedule=lambda n: 2 if n == at else None)
+    assert_lawful(events, local)
+    assert len(fold(events).spans) <= len(tokens) + 1  # it ends
+
+
+def test_a_schedule_without_a_remote_is_no_schedule():
+    local = ScriptedLocal([[*b"ab"]])
+    assert assert_lawful(run(local, schedule=lambda n: 3), local).text == "ab"
 
 
 # markers as plain text, as in the published checkpoints

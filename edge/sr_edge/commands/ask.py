@@ -135,7 +135,7 @@ def ask(
         elif not as_lines and not extract:
             output.print_answer(transcript)
         output.print_summary(transcript, max_tokens=max_tokens, usage=usage)
-    code = exit_code(transcript, policy=policy, max_tokens=max_tokens)
+    code = exit_code(transcript, policy=policy)
     if extract and boxed is None and transcript.finish != "refused":
         note("the answer has no \\boxed{}")
         code = code or GenerationError.exit_code
@@ -166,12 +166,12 @@ def read_question(problem: str | None) -> str:
     return question
 
 
-def exit_code(transcript: Transcript, *, policy: Policy, max_tokens: int) -> int:
+def exit_code(transcript: Transcript, *, policy: Policy) -> int:
     match transcript.finish:
         case "stop":
             return 0
         case "length":
-            return GenerationError.exit_code if is_full(transcript, max_tokens) else 0
+            return GenerationError.exit_code if is_full(transcript) else 0
         case "cancelled":
             return INTERRUPTED
         case "refused":

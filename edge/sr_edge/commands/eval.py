@@ -100,6 +100,7 @@ def evaluate(
         offline=offline,
         seed=seed,
         temperature=temp,
+        big_temperature=temp if arms == ["big"] else 0.0,  # as `ask` writes spans
     )
     asked = problems(seed, n)
     figures: dict[str, Any] = {}
