@@ -172,9 +172,10 @@ def from_json(line: str) -> Event:
     if type(version) is not int or version > VERSION:
         raise ValueError(f"event version {version!r}; this program reads up to {VERSION}: upgrade sr-edge")
     cls = _KINDS[kind]
-    values = {name: _plain(data[name]) for name in _types(cls) if name in data}
+    types = _types(kind)
+    values = {name: _plain(data[name]) for name in types if name in data}
     for name, value in values.items():
-        if not _fits(value, _types(cls)[name]):
+        if not _fits(value, types[name]):
             raise ValueError(f"field {name!r} of {cls.kind!r} cannot be {data[name]!r}")
     try:
         return cls(**values)
@@ -183,10 +184,10 @@ def from_json(line: str) -> Event:
 
 
 @cache
-def _types(cls: type[Event]) -> dict[str, Any]:
+def _types(kind: str) -> dict[str, Any]:
     """The fields of a kind of event, and what each is declared to be."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}
+    hints = get_type_hints(_KINDS[kind])
+    return {field.name: hints[field.name] for field in fields(_KINDS[kind])}
 
 
 def _plain(value: Any) -> Any:
