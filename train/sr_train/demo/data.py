@@ -41,6 +41,7 @@ class Syllabus:
 
     teaches_hard: bool  # whether it sees the workings of the hard kinds, in stories and in drills
     mixes: tuple[Mix, ...]  # the first one from step 0
+    line_start_weight: float = 1.0  # of a line's first token in a story: which sentence comes next
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ def story_row(tokenizer: DemoTokenizer, problem: Problem, syllabus: Syllabus) ->
         for (start, end), kind in zip(laid.spans, laid.kinds, strict=True):
             if kind in HARD_KINDS:
                 weights[start - 1 : end - 1] = [0.0] * (end - start)
+    if syllabus.line_start_weight != 1:
+        for t in range(laid.num_prompt - 1, len(weights)):
+            if tokenizer.decode([laid.ids[t]]).endswith("\n"):
+                weights[t] *= syllabus.line_start_weight
     return laid.ids, weights
 
 

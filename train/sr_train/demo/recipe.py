@@ -58,7 +58,13 @@ def demo_recipe(steps_scale: float = 1.0) -> Recipe:
 
     # Arithmetic comes first and fast. Following the story is the slow part: reading brought it about.
     small_mixes = (Mix(0, 0.45, 0.0), Mix(scaled(1600), 0.2, 0.3), Mix(scaled(3000), 0.08, 0.42))
-    big_mixes = (Mix(0, 0.45, 0.0), Mix(scaled(1800), 0.25, 0.3), Mix(scaled(3000), 0.12, 0.42))
+    big_mixes = (
+        Mix(0, 0.45, 0.0),
+        Mix(scaled(1700), 0.25, 0.0),
+        Mix(scaled(2000), 0.06, 0.0),
+        Mix(scaled(2500), 0.08, 0.45),
+        Mix(scaled(4200), 0.06, 0.25),
+    )
     sft_schedule = Schedule(
         scaled(300), adam_lr=1.5e-3, muon_lr=5e-3, num_warmup=20, num_between_checkpoints=50
     )
@@ -70,8 +76,8 @@ def demo_recipe(steps_scale: float = 1.0) -> Recipe:
         ),
         big=Pretraining(
             Shape(num_layers=3, hidden=128, inner=384),
-            Syllabus(teaches_hard=True, mixes=big_mixes),
-            Schedule(scaled(5000)),
+            Syllabus(teaches_hard=True, mixes=big_mixes, line_start_weight=4.0),
+            Schedule(scaled(6200)),
         ),
         sft=Sft(num_problems=max(48, scaled(6000)), schedule=sft_schedule),
         hand_back=HandBack(tau=0.5, min_span=1),
