@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 REQUIREMENTS := pyproject.toml constraints.txt
 
 # What `make demo` asks. Any problem of the kind that the built-in pair was trained on will do.
-DEMO_PROBLEM ?= Ida fills 28 bags with 4 coins each. Tom gives her 93 more. Then she loses 67 of them. How many coins does Ida have now?
+DEMO_PROBLEM ?= Ida fills 28 bags with 4 coins each. Tom gives her 93 more. Ida loses 67 of them. How many coins does Ida have now?
 export DEMO_PROBLEM
 
 .DEFAULT_GOAL := help
