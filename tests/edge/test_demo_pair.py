@@ -69,6 +69,28 @@ def test_the_small_model_asks_and_takes_the_pen_back(small, big):
     assert all(span.text for span in spans)
 
 
+def test_the_pen_comes_back_where_the_large_model_would_have_ended_the_step(small, big):
+    """Precision and recall at once: each span is the large model's whole working, and no more."""
+    with LlamaLocal.open(demo_paths().big, temperature=0) as alone:
+        for problem in HARD[:20]:
+            transcript = answer(small, big, problem)[1]
+            prompt, text = alone.render([Message("user", problem.question)]), ""
+            for segment in transcript.segments:
+                if segment.span is not None:
+                    alone.rewind(0)
+                    alone.feed([*prompt.ids, *alone.tokenize(text)])
+                    assert segment.text == working(alone)
+                text += segment.text
+
+
+def working(model):
+    """What a model writes up to the end of the step: a full stop at the end of a line."""
+    text = ""
+    while not text.endswith(".\n") and len(text) < 200:
+        text += model.piece(model.sample().id).decode()
+    return text.removesuffix(".\n")
+
+
 def test_together_they_solve_what_the_small_one_cannot(small, big):
     def num_solved(**options):
         answers = [(p, answer(small, big, p, **options)[1].text) for p in HARD[:25]]
