@@ -28,7 +28,7 @@ def demo(
         typer.Option("--steps-scale", min=0.0005, max=10.0, help="Below 1: a shorter run, to see it work."),
     ] = 1.0,
 ) -> None:
-    """Make the demo pair from nothing: two tiny models, in under an hour on two cores."""
+    """Make the demo pair from nothing: two tiny models, seeded and resumable."""
     _need_extra()
     from sr_train.demo.display import Display
     from sr_train.demo.pipeline import make_demo_pair
