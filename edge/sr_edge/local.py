@@ -231,9 +231,12 @@ class LlamaLocal:
             self._drop_cells(n)
         del self._ids[n:]
 
-    def fork(self, n: int | None = None) -> LlamaLocal:
-        """A greedy branch that shares the first `n` ids' cells. The caller closes it.
+    def fork(self, n: int | None = None, *, greedy: bool = True) -> LlamaLocal:
+        """A branch that shares the first `n` ids' cells. The caller closes it.
 
+        Args:
+            greedy: whether it takes the likeliest tokens; else it samples as this one does, from the same
+                random numbers.
         Raises:
             GenerationError: there are three branches already.
         """
@@ -247,11 +250,23 @@ class LlamaLocal:
             raise GenerationError(f"there are {SEQUENCES - 1} branches already: close one")
         decoded = min(n, self._decoded)
         self._llama.copy(self._sequence, sequence, decoded)
-        branch = LlamaLocal(self._model, sequence, self, greedy=True)
+        branch = LlamaLocal(self._model, sequence, self, greedy=greedy or self._greedy)
         branch._ids = self._ids[:n]
         branch._decoded = branch._shared = decoded
         branch._logits_of = self._logits_of
         return branch
+
+    def adopt(self, branch: LlamaLocal) -> None:
+        """Take over all that a branch of this cursor holds; nothing is decoded again. Closes the branch."""
+        self._check_open()
+        branch._check_open()
+        if branch._parent is not self:
+            raise ValueError("only a branch of this cursor can be adopted")
+        self._drop_cells(0)
+        self._llama.copy(branch._sequence, self._sequence, branch._decoded)
+        self._ids[:] = branch._ids
+        self._decoded, self._logits_of = branch._decoded, branch._logits_of
+        branch.close()
 
     def close(self) -> None:
         """Of the model itself: its branches close with it."""

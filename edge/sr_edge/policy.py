@@ -1,60 +1,168 @@
-"""May this span leave? Asked before each one, before anything is sent or even looked up."""
+"""May this span leave? Asked before each one, before anything is sent or even looked up.
+
+In this order: offline, how many spans the answer may have, the breaker, the budget.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from sr_edge.events import DEGRADED_ENDS, End
-from sr_edge.split import Refusal
+from sr_edge.events import End
+from sr_edge.split import Grant, Outcome, Refusal, SpanRequest
 
-_ANSWERED: frozenset[End] = frozenset({"handback", "stop", "boundary", "cap"})
-"""Ends that prove that the remote is there. `budget` and `cancelled` may come before it was asked."""
+MAX_SPANS = 12
+"""Of one answer. A text that makes the small model ask again and again costs no more than this."""
+
+COOLDOWNS = (5.0, 10.0, 20.0, 60.0)
+"""Seconds without asking after the first failure in a row, the second, the third and all others."""
+
+MAX_WAIT = 120.0
+"""Seconds; a remote that asks for more is asked again all the same."""
+
+Knock = Callable[[Callable[[bool], None]], None]
+"""Asks, without waiting and without sending any user text, whether the remote is there, and calls back."""
+
+
+class Purse(Protocol):
+    """What spans may cost."""
+
+    def allowance(self, request: SpanRequest) -> int | str:
+        """How many tokens the span may have, at least 1, or why none."""
+
+    def spend(self, request: SpanRequest, outcome: Outcome, tokens: int) -> float | None:
+        """Count a span that was asked for. Returns its cost in US dollars, if prices are known."""
 
 
 class SpanGate:
-    """Offline first, then a breaker that opens at the first failure: there is a local model to go on with.
-
-    It stays open for `cooldown` seconds, then lets one span try. If that one fails too, or is never heard
-    of again, it takes another `cooldown` until the next.
-    """
+    """The one place that says no. For one remote and one thread; only `Breaker` hears from another."""
 
     def __init__(
         self,
         *,
         offline: bool,
         uses_network: bool,
-        cooldown: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
+        max_spans: int = MAX_SPANS,
+        breaker: Breaker | None = None,
+        purse: Purse | None = None,
     ) -> None:
         """Args:
         uses_network: False for a second GGUF, which offline does not keep from answering.
-        clock: seconds, monotonic.
+        purse: None where spans cost nothing.
         """
         self._is_offline = offline and uses_network
-        self._cooldown = cooldown
-        self._clock = clock
-        self._closed_until: float | None = None  # None: nothing has failed
-        self._error = ""
+        self._max_spans = max_spans
+        self._breaker = breaker or Breaker()
+        self._purse = purse
+        self._left = 0  # spans of this answer that were let through
 
-    def refusal(self) -> Refusal | None:
-        """None lets the span leave, and after a failure counts as the one try."""
+    def admit(self, request: SpanRequest) -> Grant | Refusal:
+        if request.span == 1:
+            self._left = 0
         if self._is_offline:
             return Refusal("offline", "offline: nothing is sent")
-        if self._closed_until is None:
+        if self._left >= self._max_spans:
+            return Refusal(
+                "budget",
+                f"the answer has had its {self._max_spans} spans; allow more: "
+                "`sr-edge config set offload.max_spans N`",
+            )
+        reason = self._breaker.refusal()
+        if reason is not None:
+            return Refusal("declined", reason)
+        tokens = request.max_tokens if self._purse is None else self._purse.allowance(request)
+        if isinstance(tokens, str):
+            return Refusal("budget", tokens)
+        self._left += 1
+        return Grant(min(tokens, request.max_tokens))
+
+    def report(self, request: SpanRequest, end: End, outcome: Outcome, tokens: int) -> float | None:
+        if end != "cancelled":
+            self._breaker.report(outcome)
+        return None if self._purse is None else self._purse.spend(request, outcome, tokens)
+
+    def go_offline(self) -> None:
+        """For good: no span leaves from now on."""
+        self._is_offline = True
+
+
+class Breaker:
+    """Opens at the first failure: there is a local model to go on with.
+
+    After a while it knocks, which nobody waits for, and closes once the remote has answered. Without
+    somebody who can knock, one span is let through to try. A remote that does not accept the key, the
+    address or the model is not asked again at all.
+    """
+
+    def __init__(self, *, knock: Knock | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args:
+        clock: seconds, monotonic.
+        """
+        self._knock = knock
+        self._clock = clock
+        self._failures = 0  # in a row
+        self._open_until: float | None = None  # None: closed
+        self._is_refused = False
+        self._error = ""
+        self._is_knocking = False
+        self._heard: bool | None = None  # written by the knocking thread
+
+    def refusal(self) -> str | None:
+        """Why not to ask now. None is a leave to ask, and after a failure the one try."""
+        if self._is_refused:
+            return f"not asked again, after: {self._error}"
+        self._hear()
+        if self._open_until is None:
             return None
-        wait = self._closed_until - self._clock()
+        wait = self._open_until - self._clock()
         if wait > 0:
-            return Refusal("declined", f"not asked for {wait:.0f} s more, after: {self._error}")
-        self._wait()
-        return None
+            return f"not asked for {max(wait, 1):.0f} s more, after: {self._error}"
+        if self._knock is None:
+            self._wait(COOLDOWNS[0])  # until the try is heard of
+            return None
+        if not self._is_knocking:
+            self._is_knocking = True
+            self._knock(self._listen)
+            self._hear()  # it may know at once
+            if self._open_until is None:
+                return None
+        return f"not asked before it is known to be back, after: {self._error}"
 
-    def report(self, end: End, error: str | None) -> None:
-        if end in DEGRADED_ENDS:
-            self._error = error or end
-            self._wait()
-        elif end in _ANSWERED:
-            self._closed_until = None
+    def report(self, outcome: Outcome) -> None:
+        if outcome.end not in ("error", "stalled"):
+            self._close()
+            return
+        self._error = outcome.error or outcome.end
+        match outcome.fault:
+            case "request":
+                return
+            case "refused":
+                self._is_refused = True
+            case "busy" if outcome.retry_after is not None:
+                self._wait(min(outcome.retry_after, MAX_WAIT))
+            case _:
+                self._fail()
 
-    def _wait(self) -> None:
-        self._closed_until = self._clock() + self._cooldown
+    def _fail(self) -> None:
+        self._wait(COOLDOWNS[min(self._failures, len(COOLDOWNS) - 1)])
+        self._failures += 1
+
+    def _wait(self, seconds: float) -> None:
+        self._open_until = self._clock() + seconds
+
+    def _close(self) -> None:
+        self._failures, self._open_until = 0, None
+
+    def _listen(self, is_there: bool) -> None:
+        self._heard = is_there
+
+    def _hear(self) -> None:
+        heard, self._heard = self._heard, None
+        if heard is None:
+            return
+        self._is_knocking = False
+        if heard:
+            self._close()
+        else:
+            self._fail()

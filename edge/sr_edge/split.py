@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
+from sr_edge.draft import Draft
 from sr_edge.errors import ContextFullError, GenerationError
 from sr_edge.events import (
     End,
@@ -99,12 +101,27 @@ class LocalModel(Protocol):
     def rewind(self, n: int) -> None:
         """Keep the first `n` ids."""
 
-    def fork(self, n: int | None = None) -> LocalModel:
-        """A greedy branch that shares the first `n` ids' cells. The caller closes it."""
+    def fork(self, n: int | None = None, *, greedy: bool = True) -> LocalModel:
+        """A branch that shares the first `n` ids' cells. The caller closes it.
+
+        Args:
+            greedy: whether it takes the likeliest tokens, whatever the model itself does.
+        """
+
+    def adopt(self, branch: Self) -> None:
+        """Take over all that a branch of this cursor holds; nothing is decoded again. Closes the branch."""
 
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *args: object) -> None: ...
+
+
+Fault = Literal[
+    "unreachable",  # no connection, cut, silent, or ill (5xx): it may be well in a while
+    "refused",  # the key, the address or the model is not accepted: it stays so until the user changes it
+    "busy",  # it asks us to wait, or a quota is used up
+    "request",  # it answered, but not to this request: the next one may do
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +134,10 @@ class Outcome:
     """One line that a user can act on; None if nothing failed."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    cost: float | None = None
+    fault: Fault | None = None
+    """What failed, for whoever decides about the next span; None if nothing did."""
+    retry_after: float | None = None
+    """Seconds that the remote asks us to wait."""
 
 
 class RemoteStream(Protocol):
@@ -148,18 +168,45 @@ class RemoteModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SpanRequest:
+    """A span that wants to leave. Counts are of this answer so far, in local tokens."""
+
+    span: int
+    """Its number; 1 begins a new answer."""
+    sent_tokens: int
+    """Prompt and answer so far: what would be sent."""
+    local_tokens: int
+    remote_tokens: int
+    max_tokens: int
+    """The most that it may become."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """Why a span may not leave."""
 
-    end: Literal["declined", "offline"]
+    end: Literal["declined", "offline", "budget"]
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The span may leave."""
+
+    max_tokens: int
+    """And have so many tokens: at least 1, at most what was asked for."""
 
 
 class Gate(Protocol):
     """Decides whether a span may leave, and hears how it went."""
 
-    def refusal(self) -> Refusal | None: ...
-    def report(self, end: End, error: str | None) -> None: ...
+    def admit(self, request: SpanRequest) -> Grant | Refusal: ...
+    def report(self, request: SpanRequest, end: End, outcome: Outcome, tokens: int) -> float | None:
+        """Hear how an admitted span ended. Returns what it cost in US dollars, if prices are known.
+
+        Args:
+            tokens: local ones, of the text that the remote wrote, read or not.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +230,7 @@ _FULL = "the context is full: ask something shorter, or use a model with a large
 _PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancelled`
 _POLL = 0.05  # seconds between two looks at `cancelled` while the remote is silent
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
+_GRACE = 0.2  # seconds that the remote has left once the small model has written the whole answer itself
 
 
 def _never() -> bool:
@@ -200,10 +248,12 @@ class SplitDecoder:
         gate: Gate | None = None,
         limits: Limits = Limits(),
         policy: Policy = "auto",
+        hedge: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         gate: asked before each span; None lets every span leave.
+        hedge: whether the small model writes on, on a branch, until the remote's first text is there.
         clock: seconds, monotonic.
         """
         self._local = local
@@ -211,6 +261,7 @@ class SplitDecoder:
         self._gate = gate
         self._limits = limits
         self._policy: Policy = policy
+        self._hedge = hedge
         self._clock = clock
 
     def generate(
@@ -234,6 +285,7 @@ class SplitDecoder:
             self._gate,
             self._limits,
             self._policy,
+            self._hedge,
             self._clock,
             tuple(messages),
             cancelled,
@@ -250,6 +302,7 @@ class _Answer:
         gate: Gate | None,
         limits: Limits,
         policy: Policy,
+        hedge: bool,
         clock: Callable[[], float],
         messages: tuple[Message, ...],
         cancelled: Callable[[], bool],
@@ -259,6 +312,7 @@ class _Answer:
         self._gate = gate
         self._limits = limits
         self._policy = policy
+        self._hedge = hedge
         self._clock = clock
         self._messages = messages
         self._cancelled = cancelled
@@ -349,8 +403,8 @@ class _Answer:
                     for token in scan.released if asks else scan.released + scan.opening:
                         yield self._wrote(token)
                     if asks and scan.opening:
-                        opened = yield from self._span("marker", opening=scan.opening)
-                        if opened:
+                        went_on = yield from self._span("marker", opening=scan.opening)
+                        if went_on:
                             scanner.restart()
                         else:
                             banned = never | {scan.opening[0].id}
@@ -370,34 +424,32 @@ class _Answer:
     def _span(
         self, trigger: Trigger, *, opening: tuple[Token, ...] = (), max_tokens: int | None = None
     ) -> Generator[Event, None, bool]:
-        """One span, whatever becomes of it. Returns whether it left anything in the cache."""
+        """One span, whatever becomes of it. Returns whether anything was written meanwhile, by either."""
         assert self._remote is not None
         self._spans += 1
         before = len(self._local.ids) - len(opening)  # the cache without the marker
         answer = "".join(self._text) + "".join(token.text for token in opening)
         wanted = max_tokens or self._limits.max_span_tokens
-        limit = min(wanted, self._budget() - len(opening), self._local.room - _RESERVE)
-        stopped = self._cancelled()
-        refusal = self._gate.refusal() if self._gate and limit >= 1 and not stopped else None
-        sent = "" if refusal or stopped or limit < 1 else self._prompt.text + answer
-        p_open = math.exp(sum(token.logprob for token in opening)) if opening else None
-        yield SpanOpened(
+        request = SpanRequest(
             span=self._spans,
+            sent_tokens=before,
+            local_tokens=self._local_tokens,
+            remote_tokens=self._remote_tokens,
+            max_tokens=min(wanted, self._budget() - len(opening), self._local.room - _RESERVE),
+        )
+        span = _Span(request, self._clock, self._began)
+        limit = self._admit(span)
+        sent = self._prompt.text + answer if span.end is None else ""
+        yield SpanOpened(
+            span=span.number,
             trigger=trigger,
-            p_open=p_open,
+            p_open=math.exp(sum(token.logprob for token in opening)) if opening else None,
             remote=self._remote.name,
-            sent_tokens=len(self._local.ids) - len(opening) if sent else 0,
+            sent_tokens=before if sent else 0,
             sent_bytes=len(sent.encode()),
             at=self._now(),
         )
-        writing = _Span(self._spans, self._clock, self._began)
-        if refusal:
-            writing.end, writing.error = refusal.end, refusal.reason
-        elif stopped:
-            writing.end = "cancelled"
-        elif limit < 1:
-            writing.end, writing.error = "budget", "no tokens left for a span"
-        else:
+        if span.end is None:
             reader = SpanReader(
                 self._local,
                 self._local.markers,
@@ -405,10 +457,40 @@ class _Answer:
                 soft_tokens=limit if trigger != "marker" else self._limits.soft_span_tokens,
                 handback=trigger == "marker",
             )
-            yield from self._write_span(writing, reader, opening, answer, limit)
-            if writing.end == "cap" and limit < wanted:
-                writing.end = "budget"
-        return (yield from self._close_span(writing, opening, before, trigger))
+            with ExitStack() as branches:
+                if self._hedge and trigger == "marker":
+                    self._begin_draft(span, opening, before, limit, branches)
+                yield from self._write_span(span, reader, opening, answer, limit)
+                if span.end == "cap" and limit < wanted:
+                    span.end = "budget"
+                yield from self._close_span(span, opening, before, trigger)
+        else:
+            yield from self._close_span(span, opening, before, trigger)
+        return span.shown or span.is_draft_taken
+
+    def _admit(self, span: _Span) -> int:
+        """How many tokens the span may have; if none, why is in `span.end`."""
+        request = span.request
+        if self._cancelled():
+            span.end = "cancelled"
+        elif request.max_tokens < 1:
+            span.end, span.error = "budget", "no tokens left for a span"
+        elif self._gate is not None:
+            decision = self._gate.admit(request)
+            if isinstance(decision, Grant):
+                return min(decision.max_tokens, request.max_tokens)
+            span.end, span.error = decision.end, decision.reason
+        return request.max_tokens
+
+    def _begin_draft(
+        self, span: _Span, opening: tuple[Token, ...], before: int, limit: int, branches: ExitStack
+    ) -> None:
+        """Let the small model write on, where both the draft and the span have room."""
+        room = min(self._local.room - limit - _RESERVE, self._budget())
+        if room >= 1:
+            branch = branches.enter_context(self._local.fork(before, greedy=False))
+            draft = Draft(branch, self._local.markers, max_tokens=room, banned=(opening[0].id,))
+            span.hedge = _Hedge(branch, draft)
 
     def _write_span(
         self, span: _Span, reader: SpanReader, opening: tuple[Token, ...], answer: str, limit: int
@@ -425,11 +507,13 @@ class _Answer:
             while span.end is None:
                 if self._cancelled():
                     span.end, is_over = "cancelled", True
-                elif (text := stream.read(_POLL)) is None:
+                elif (text := stream.read(0.0 if span.is_drafting else _POLL)) is None:
                     span.end, span.error, is_over = stream.outcome.end, stream.outcome.error, True
                 elif text:
-                    span.text_arrived()
+                    span.text_arrived(text)
                     yield from self._show(span, reader.push(unmark.push(text)), opening)
+                elif span.hedge is not None and not span.texts:
+                    self._draft(span, span.hedge)
             if is_over:  # nothing follows what is held back
                 yield from self._show(span, reader.push(unmark.flush(), final=True), opening)
         except GenerationError as error:
@@ -440,12 +524,24 @@ class _Answer:
         span.outcome = stream.outcome
         span.tokens, span.p_close = reader.tokens, reader.p_close
 
+    def _draft(self, span: _Span, hedge: _Hedge) -> None:
+        """One more token of the draft; once it is a whole answer, the remote has little time left."""
+        hedge.is_waiting = hedge.is_waiting or not hedge.draft.step()
+        if not hedge.draft.is_done:
+            return
+        if hedge.done_at is None:
+            hedge.done_at = self._clock()
+        if self._clock() >= hedge.done_at + _GRACE:
+            span.end = "stalled"
+            span.error = "the small model had the whole answer before the large one began"
+
     def _show(self, span: _Span, read: Read, opening: tuple[Token, ...]) -> Iterator[Event]:
         if read.end is not None and span.end in (None, "stop", "cap"):  # a failure stays one
             span.end, span.error = read.end, None
         if not read.text:
             return
         if not span.shown:
+            span.hedge = None
             for token in opening:
                 yield self._wrote(token)
         span.shown = True
@@ -455,7 +551,7 @@ class _Answer:
 
     def _close_span(
         self, span: _Span, opening: tuple[Token, ...], before: int, trigger: Trigger
-    ) -> Generator[Event, None, bool]:
+    ) -> Iterator[Event]:
         assert span.end is not None
         if span.shown:
             start = before + len(opening)
@@ -469,14 +565,35 @@ class _Answer:
         else:
             ids = ()
             self._local.rewind(before)
-        if self._gate and span.end not in ("declined", "offline", "cancelled"):
-            self._gate.report(span.end, span.error)
-        closed = span.closed(ids, self._now())
-        self._span_seconds += closed.seconds + (closed.resume or 0.0)
+        closed = span.closed(ids, self._report(span), self._now())
         if trigger != "marker" and self._reason is None:
             self._end_by_remote(span, whole=trigger == "policy")
         yield closed
-        return span.shown
+        if span.hedge is not None and not span.shown and span.end != "cancelled":
+            yield from self._take_draft(span, span.hedge)
+        if not span.is_draft_taken:
+            self._span_seconds += closed.seconds + (closed.resume or 0.0)
+
+    def _report(self, span: _Span) -> float | None:
+        """Tell the gate how an admitted span ended. Returns its cost, if that is known."""
+        if self._gate is None or span.outcome is None or span.end is None:
+            return None
+        tokens = span.outcome.completion_tokens
+        if tokens is None:
+            tokens = len(self._local.tokenize("".join(span.texts)))
+        return self._gate.report(span.request, span.end, span.outcome, tokens)
+
+    def _take_draft(self, span: _Span, hedge: _Hedge) -> Iterator[Event]:
+        """The large model did not begin in time: the draft is the answer from here on."""
+        tokens = hedge.draft.take()
+        if not tokens:
+            return
+        span.is_draft_taken = True
+        self._local.adopt(hedge.branch)
+        for token in tokens:
+            yield self._wrote(token)
+        if hedge.draft.is_done:
+            self._reason = "stop"
 
     def _end_by_remote(self, span: _Span, *, whole: bool) -> None:
         if span.end == "stop":
@@ -505,11 +622,27 @@ class _Answer:
         return self._clock() - self._began
 
 
+@dataclass(slots=True)
+class _Hedge:
+    """A draft and the branch that it is written on."""
+
+    branch: LocalModel
+    draft: Draft
+    is_waiting: bool = False
+    """It has nothing more to write, or no room."""
+    done_at: float | None = None
+    """When the answer was whole, on the decoder's clock."""
+
+
 class _Span:
     """One span in the making."""
 
-    def __init__(self, number: int, clock: Callable[[], float], began: float) -> None:
-        self.number = number
+    def __init__(self, request: SpanRequest, clock: Callable[[], float], began: float) -> None:
+        self.request = request
+        self.number = request.span
+        self.hedge: _Hedge | None = None
+        self.is_draft_taken = False
+        self.texts: list[str] = []  # what the remote wrote, read or not
         self.end: End | None = None
         self.error: str | None = None
         self.outcome: Outcome | None = None
@@ -522,7 +655,13 @@ class _Span:
         self._arrived = self._asked
         self._accepted: float | None = None
 
-    def text_arrived(self) -> None:
+    @property
+    def is_drafting(self) -> bool:
+        """Nothing has arrived yet, and the small model has something to do meanwhile."""
+        return self.hedge is not None and not self.hedge.is_waiting and not self.texts
+
+    def text_arrived(self, text: str) -> None:
+        self.texts.append(text)
         self._arrived = self._clock()
         if self._first is None:
             self._first = self._arrived
@@ -531,7 +670,7 @@ class _Span:
         """The text that arrived last is, at least in part, in the answer."""
         self._accepted = self._arrived
 
-    def closed(self, ids: tuple[int, ...], at: float) -> SpanClosed:
+    def closed(self, ids: tuple[int, ...], cost: float | None, at: float) -> SpanClosed:
         assert self.end is not None
         now = self._clock()
         outcome = self.outcome
@@ -543,7 +682,7 @@ class _Span:
             p_close=self.p_close,
             remote_prompt_tokens=outcome.prompt_tokens if outcome else None,
             remote_completion_tokens=outcome.completion_tokens if outcome else None,
-            cost=outcome.cost if outcome else None,
+            cost=cost,
             ttft=None if self._first is None else self._first - self._asked,
             seconds=(self._accepted if self._accepted is not None else now) - self._asked,
             resume=None if self._accepted is None else now - self._accepted,

@@ -129,7 +129,10 @@ def test_after_any_span_the_cache_is_in_step(small, fresh, seed):
     ]
     outcomes = [Outcome("stop"), Outcome("cap"), Outcome("error", "reset"), Outcome("stalled", "silent")]
     replies = [
-        Reply(pieces_of(rng.choice(texts), rng) if rng.random() < 0.8 else (), rng.choice(outcomes))
+        Reply(
+            (*("",) * rng.randrange(4), *(pieces_of(rng.choice(texts), rng) if rng.random() < 0.8 else ())),
+            rng.choice(outcomes),
+        )
         for _ in range(8)
     ]
     answer(
@@ -138,8 +141,20 @@ def test_after_any_span_the_cache_is_in_step(small, fresh, seed):
         HARD[seed],
         gate=OneGate(*(n for n in range(1, 9) if rng.random() < 0.2)),
         limits=Limits(rng.randint(30, 400), rng.randint(2, 40), rng.randint(2, 40)),
+        hedge=seed % 2 == 1,
     )
     assert_in_step(small, fresh)
+
+
+def test_a_remote_that_never_begins_leaves_the_answer_of_the_small_model_alone(small, fresh):
+    for problem in HARD[:5]:
+        alone = answer(small, None, problem, policy="local")[1]
+        silent = ScriptedRemote([Reply(("",) * 100_000)] * 3)
+        hedged = answer(small, silent, problem, hedge=True)[1]
+        assert hedged.text == alone.text
+        assert hedged.ids == alone.ids
+        assert len(silent.asked) <= 1
+        assert_in_step(small, fresh, tokens=2)
 
 
 def test_the_next_question_reuses_the_cache_and_stays_in_step(small, fresh, big):

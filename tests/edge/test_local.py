@@ -460,6 +460,41 @@ def test_forks_of_forks_and_their_limit(small: LlamaLocal, fresh: LlamaLocal) ->
     assert small.room == 256 - 20
 
 
+def test_a_branch_may_sample_as_its_parent_does(tiny: Path) -> None:
+    with LlamaLocal.open(tiny, temperature=5.0, seed=1) as model:
+        model.feed([65, 66])
+        continuations = set()
+        for _ in range(3):
+            with model.fork(greedy=False) as branch:
+                continuations.add(tuple(branch.sample().id for _ in range(8)))
+        assert len(continuations) == 3
+
+
+def test_an_adopted_branch_is_gone_on_from_without_decoding_anything(
+    small: LlamaLocal, fresh: LlamaLocal
+) -> None:
+    small.feed(range(40))
+    branch = small.fork(30, greedy=False)
+    for _ in range(5):
+        branch.sample()
+    ids = list(branch.ids)
+    small.rewind(20)
+    decodes = small._llama.decodes
+    small.adopt(branch)
+    assert small._llama.decodes == decodes
+    assert list(small.ids) == ids
+    assert small.room == 256 - len(ids)
+    with pytest.raises(ValueError, match="closed"):
+        branch.sample()
+    expect_as_fresh(small, fresh)
+
+
+def test_only_an_own_branch_is_adopted(small: LlamaLocal) -> None:
+    small.feed([65, 66])
+    with small.fork() as one, one.fork() as two, pytest.raises(ValueError, match="branch of this cursor"):
+        small.adopt(two)
+
+
 def test_a_closed_fork_refuses(small: LlamaLocal) -> None:
     small.feed([65, 66])
     branch = small.fork()
@@ -480,6 +515,7 @@ operations = st.lists(
         st.tuples(st.just("sample"), st.sets(st.integers(0, 275), max_size=3)),
         st.tuples(st.just("rewind"), st.floats(0, 1)),
         st.tuples(st.just("fork"), st.floats(0, 1), st.integers(0, 3)),
+        st.tuples(st.just("adopt"), st.floats(0, 1), st.integers(0, 3)),
     ),
     max_size=10,
 )
@@ -511,6 +547,12 @@ def test_a_cursor_goes_on_as_a_fresh_one_would(
                     branch.sample()
                 if branch.room:
                     expect_as_fresh(branch, fresh)
+        elif name == "adopt":
+            branch = model.fork(max(1, round(arguments[0] * len(ids))), greedy=False)
+            for _ in range(min(arguments[1], model.room)):
+                branch.sample()
+            ids = list(branch.ids)
+            model.adopt(branch)
         assert list(model.ids) == ids
         assert model.room == 256 - len(ids)
     if model.room:

@@ -2,8 +2,11 @@
 
 import pytest
 
-from sr_edge.policy import SpanGate
-from sr_edge.split import Refusal
+from sr_edge.policy import COOLDOWNS, MAX_WAIT, Breaker, SpanGate
+from sr_edge.split import Grant, Outcome, Refusal, SpanRequest
+
+DOWN = Outcome("error", "connection refused at 127.0.0.1:9", fault="unreachable")
+WELL = Outcome("stop")
 
 
 class Clock:
@@ -13,6 +16,16 @@ class Clock:
         return self.now
 
 
+class Door:
+    """Somebody to knock at, who answers when the test says so."""
+
+    def __init__(self):
+        self.heard = []
+
+    def __call__(self, heard):
+        self.heard.append(heard)
+
+
 @pytest.fixture
 def clock():
     return Clock()
@@ -20,70 +33,190 @@ def clock():
 
 @pytest.fixture
 def gate(clock):
-    return SpanGate(offline=False, uses_network=True, clock=clock)
+    return SpanGate(offline=False, uses_network=True, breaker=Breaker(clock=clock))
+
+
+def request(span=1, max_tokens=64):
+    return SpanRequest(span, sent_tokens=100, local_tokens=50, remote_tokens=10, max_tokens=max_tokens)
+
+
+def refusal(gate, span=1):
+    """Why not; None if the span may leave."""
+    decision = gate.admit(request(span))
+    return decision if isinstance(decision, Refusal) else None
+
+
+def report(gate, outcome, end=None, span=1):
+    return gate.report(request(span), end or outcome.end, outcome, 5)
 
 
 def test_online_and_well_every_span_leaves(gate):
-    for _ in range(3):
-        assert gate.refusal() is None
-        gate.report("handback", None)
+    for span in range(1, 4):
+        assert gate.admit(request(span)) == Grant(64)
+        report(gate, WELL, "handback", span)
 
 
 def test_offline_no_span_leaves(clock):
-    gate = SpanGate(offline=True, uses_network=True, clock=clock)
-    assert gate.refusal() == Refusal("offline", "offline: nothing is sent")
+    gate = SpanGate(offline=True, uses_network=True, breaker=Breaker(clock=clock))
+    assert refusal(gate) == Refusal("offline", "offline: nothing is sent")
     clock.now += 3600
-    assert gate.refusal().end == "offline"
+    assert refusal(gate).end == "offline"
 
 
-def test_a_second_gguf_is_never_offline(clock):
-    assert SpanGate(offline=True, uses_network=False, clock=clock).refusal() is None
+def test_a_second_gguf_is_never_offline():
+    assert refusal(SpanGate(offline=True, uses_network=False)) is None
 
 
 def test_offline_is_said_before_the_breaker(clock):
-    gate = SpanGate(offline=True, uses_network=True, clock=clock)
-    gate.report("error", "connection refused")
-    assert gate.refusal().end == "offline"
+    gate = SpanGate(offline=True, uses_network=True, breaker=Breaker(clock=clock))
+    report(gate, DOWN)
+    assert refusal(gate).end == "offline"
+
+
+def test_offline_can_be_switched_on_between_spans(gate):
+    assert refusal(gate) is None
+    gate.go_offline()
+    assert refusal(gate, 2).end == "offline"
+
+
+def test_an_answer_has_so_many_spans_and_the_next_one_as_many_again():
+    gate = SpanGate(offline=False, uses_network=True, max_spans=3)
+    assert [refusal(gate, span) is None for span in range(1, 51)] == [True] * 3 + [False] * 47
+    assert refusal(gate, 4).end == "budget"
+    assert "3 spans" in refusal(gate, 4).reason
+    assert refusal(gate, 1) is None
+
+
+# --- the breaker -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["error", "stalled"])
 def test_one_failure_stops_the_asking_for_a_while(gate, clock, end):
-    gate.report(end, "connection refused at 127.0.0.1:9")
-    clock.now += 12
-    assert gate.refusal() == Refusal(
-        "declined", "not asked for 18 s more, after: connection refused at 127.0.0.1:9"
+    report(gate, Outcome(end, "connection refused at 127.0.0.1:9", fault="unreachable"))
+    clock.now += 2
+    assert refusal(gate) == Refusal(
+        "declined", "not asked for 3 s more, after: connection refused at 127.0.0.1:9"
     )
-    clock.now += 18
-    assert gate.refusal() is None
+    clock.now += 3
+    assert refusal(gate) is None
 
 
-def test_after_the_while_one_span_tries(gate, clock):
-    gate.report("stalled", None)
-    clock.now += 30
-    assert gate.refusal() is None
-    assert gate.refusal().end == "declined", "one, not two"
-    gate.report("error", "still refused")
-    clock.now += 29
-    assert "still refused" in gate.refusal().reason
-    clock.now += 1
-    assert gate.refusal() is None
-    gate.report("stop", None)
-    assert gate.refusal() is None
+def test_the_while_grows_with_each_failure_in_a_row(gate, clock):
+    for cooldown in (*COOLDOWNS, COOLDOWNS[-1]):
+        report(gate, DOWN)
+        clock.now += cooldown - 0.5
+        assert refusal(gate) is not None
+        clock.now += 0.5
+        assert refusal(gate) is None
+    report(gate, WELL)
+    report(gate, DOWN)
+    clock.now += COOLDOWNS[0]
+    assert refusal(gate) is None, "and is short again after a success"
+
+
+def test_without_a_knock_one_span_tries_not_two(gate, clock):
+    report(gate, DOWN)
+    clock.now += COOLDOWNS[0]
+    assert refusal(gate) is None
+    assert refusal(gate).end == "declined"
 
 
 def test_a_try_that_is_never_heard_of_does_not_block_for_ever(gate, clock):
-    gate.report("error", "refused")
-    clock.now += 30
-    assert gate.refusal() is None
-    gate.report("cancelled", None)
-    clock.now += 30
-    assert gate.refusal() is None
+    report(gate, DOWN)
+    clock.now += 5
+    assert refusal(gate) is None
+    report(gate, WELL, "cancelled")
+    clock.now += 5
+    assert refusal(gate) is None
 
 
-@pytest.mark.parametrize("end", ["cancelled", "budget", "declined", "offline"])
-def test_ends_that_prove_nothing_change_nothing(gate, clock, end):
-    gate.report(end, None)
-    assert gate.refusal() is None
-    gate.report("error", "refused")
-    gate.report(end, None)
-    assert gate.refusal().end == "declined"
+def test_the_half_open_breaker_knocks_and_no_span_is_risked(clock):
+    door = Door()
+    gate = SpanGate(offline=False, uses_network=True, breaker=Breaker(knock=door, clock=clock))
+    report(gate, DOWN)
+    clock.now += COOLDOWNS[0] - 1
+    assert refusal(gate) is not None
+    assert not door.heard, "not before its time"
+    clock.now += 1
+    assert "known to be back" in refusal(gate).reason
+    assert refusal(gate) is not None
+    assert len(door.heard) == 1, "one knock at a time"
+    door.heard[0](False)
+    assert f"{COOLDOWNS[1]:.0f} s more" in refusal(gate).reason
+    clock.now += COOLDOWNS[1]
+    assert refusal(gate) is not None
+    door.heard[1](True)
+    assert refusal(gate) is None
+
+
+def test_a_knock_that_is_answered_at_once_costs_no_span(clock):
+    breaker = Breaker(knock=lambda heard: heard(True), clock=clock)
+    breaker.report(DOWN)
+    clock.now += COOLDOWNS[0]
+    assert breaker.refusal() is None
+
+
+def test_a_remote_that_refuses_us_is_not_asked_again(gate, clock):
+    report(gate, Outcome("error", "lab does not accept the API key", fault="refused"))
+    clock.now += 1e6
+    assert refusal(gate) == Refusal("declined", "not asked again, after: lab does not accept the API key")
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(30.0, 30.0), (0.0, 0.0), (1e35, MAX_WAIT)])
+def test_a_busy_remote_is_given_the_time_that_it_asks_for(gate, clock, asked, waited):
+    report(gate, Outcome("error", "busy", fault="busy", retry_after=asked))
+    if waited:
+        clock.now += waited - 1
+        assert refusal(gate) is not None
+        clock.now += 1
+    assert refusal(gate) is None
+
+
+def test_a_request_that_was_not_accepted_is_not_held_against_the_remote(gate):
+    report(gate, Outcome("error", "too long", fault="request"))
+    assert refusal(gate) is None
+
+
+def test_ends_that_prove_nothing_change_nothing(gate):
+    report(gate, DOWN, "cancelled")
+    assert refusal(gate) is None
+    report(gate, DOWN)
+    report(gate, WELL, "cancelled")
+    assert refusal(gate) is not None
+
+
+def test_a_draft_that_was_faster_is_not_held_against_the_remote(gate):
+    report(gate, WELL, "stalled")
+    assert refusal(gate) is None
+
+
+# --- the purse -------------------------------------------------------------------------------------------
+
+
+class Coins:
+    """Allows so many tokens in all."""
+
+    def __init__(self, tokens):
+        self.left = tokens
+
+    def allowance(self, request):
+        return self.left or "the purse is empty"
+
+    def spend(self, request, outcome, tokens):
+        self.left = max(0, self.left - tokens)
+        return tokens / 1000
+
+
+def test_a_span_has_no_more_tokens_than_the_purse_allows():
+    gate = SpanGate(offline=False, uses_network=True, purse=Coins(8))
+    assert gate.admit(request(1, max_tokens=64)) == Grant(8)
+    assert report(gate, WELL) == 0.005
+    assert gate.admit(request(2, max_tokens=2)) == Grant(2)
+    report(gate, WELL)
+    assert gate.admit(request(3)) == Refusal("budget", "the purse is empty")
+
+
+def test_a_failed_span_is_paid_for_too():
+    gate = SpanGate(offline=False, uses_network=True, purse=Coins(8))
+    assert report(gate, DOWN) == 0.005
+    assert report(gate, WELL, "cancelled") == 0.005

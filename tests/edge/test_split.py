@@ -17,7 +17,7 @@ from sr_edge.events import (
     from_json,
     to_json,
 )
-from sr_edge.split import Limits, Message, Outcome, Refusal, SplitDecoder
+from sr_edge.split import Grant, Limits, Message, Outcome, Refusal, SplitDecoder
 from sr_edge.testing import CLOSE, END, OPEN, Reply, ScriptedLocal, ScriptedRemote, TextLocal
 from sr_edge.transcript import fold
 
@@ -31,12 +31,15 @@ class OneGate:
     def __init__(self, *refused, end="declined"):
         self.refused, self.end, self.asked, self.reports = refused, end, 0, []
 
-    def refusal(self):
+    def admit(self, request):
         self.asked += 1
-        return Refusal(self.end, "not today") if self.asked in self.refused else None
+        if self.asked in self.refused:
+            return Refusal(self.end, "not today")
+        return Grant(request.max_tokens)
 
-    def report(self, end, error):
-        self.reports.append((end, error))
+    def report(self, request, end, outcome, tokens):
+        self.reports.append((end, outcome.error))
+        return None
 
 
 def run(local, remote=None, *, messages=QUESTION, cancelled=None, schedule=None, **options):
@@ -108,9 +111,21 @@ REPLIES = st.lists(
     context=st.integers(40, 120),
     words=st.sets(st.sampled_from(["xy", "yxyxy", "zyé.", "\n\n", " z", "ab"])),
     min_span=st.integers(0, 3),
+    hedge=st.booleans(),
 )
 def test_the_laws_hold_on_random_scripts(
-    segments, replies, hand_back_at, refused, max_tokens, max_span, soft, stop_after, context, words, min_span
+    segments,
+    replies,
+    hand_back_at,
+    refused,
+    max_tokens,
+    max_span,
+    soft,
+    stop_after,
+    context,
+    words,
+    min_span,
+    hedge,
 ):
     script = [[*text.encode(), *([OPEN] if asks else [])] for text, asks in segments]
     local = ScriptedLocal(
@@ -128,6 +143,7 @@ def test_the_laws_hold_on_random_scripts(
         remote,
         gate=OneGate(*refused),
         limits=Limits(max_tokens, max_span, soft),
+        hedge=hedge,
         clock=lambda: next(ticks) / 1000,
         cancelled=lambda: next(looks) > stop_after,
     )
@@ -404,7 +420,7 @@ def test_a_local_failure_is_not_the_remotes():
     transcript = assert_lawful(run(local, ScriptedRemote(["some text"]), gate=gate), local)
     assert (transcript.finish, transcript.error) == ("error", "llama.cpp failed")
     assert not transcript.degraded
-    assert gate.reports == []
+    assert gate.reports == [("cancelled", None)]
 
 
 @settings(max_examples=100)
@@ -424,6 +440,81 @@ def test_a_schedule_loses_nothing_that_was_held_back(tokens, at, refused):
 def test_a_schedule_without_a_remote_is_no_schedule():
     local = ScriptedLocal([[*b"ab"]])
     assert assert_lawful(run(local, schedule=lambda n: 3), local).text == "ab"
+
+
+# hedging: the small model writes on, on a branch, while the large one has not begun
+
+SILENCE = ("",) * 10_000
+
+
+def hedged(local, *replies, **options):
+    remote = ScriptedRemote([Reply(*reply) if isinstance(reply, tuple) else reply for reply in replies])
+    ticks = itertools.count()
+    events = run(local, remote, hedge=True, clock=lambda: next(ticks) / 100, **options)
+    assert all(stream.closed for stream in remote.streams)
+    return assert_lawful(events, local), remote
+
+
+def test_a_remote_that_begins_in_time_writes_the_span_and_the_draft_is_dropped():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"bcd"]])
+    transcript, _ = hedged(local, ((*SILENCE[:2], "XY", "Z"),))
+    assert transcript.text == "aXYZbcd"
+    assert transcript.spans[0].end == "stop"
+
+
+def test_where_the_remote_never_begins_the_draft_is_the_answer():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b", OPEN], [*b"c"]])
+    transcript, remote = hedged(local, (SILENCE,))
+    assert transcript.text == "abc"
+    assert transcript.finish == "stop"
+    assert [span.end for span in transcript.spans] == ["stalled"], "once, not once a span"
+    assert len(remote.asked) == 1
+    assert transcript.ids == (*b"abc", END)
+    assert all(transcript.sampled)
+
+
+@pytest.mark.parametrize("silent", [0, 1, 3])
+def test_where_the_remote_fails_the_draft_goes_on_from_where_it_is(silent):
+    local = ScriptedLocal([[*b"a", OPEN], [*b"bcdef", OPEN], [*b"g"]])
+    transcript, remote = hedged(local, (SILENCE[:silent], Outcome("error", "reset")), "X")
+    assert transcript.text == "abcdefXg"
+    assert [span.end for span in transcript.spans] == ["error", "stop"]
+    assert remote.asked == ["a", "abcdef"], "it may ask again"
+
+
+def test_a_draft_decodes_nothing_twice():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"bcdef"]])
+    hedged(local, (SILENCE,))
+    assert sum(local.calls) == local._prompt_length
+
+
+def test_stopping_while_the_remote_is_awaited_drops_the_draft():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"bcdef"]])
+    looks = itertools.count()
+    transcript, _ = hedged(local, (SILENCE,), cancelled=lambda: next(looks) > 6)
+    assert transcript.text == "a"
+    assert transcript.spans[0].end == transcript.finish == "cancelled"
+
+
+def test_a_draft_leaves_room_for_the_span():
+    local = ScriptedLocal([[OPEN], [*b"b" * 100]], context=80)
+    transcript, _ = hedged(local, ((*SILENCE[:200], "X" * 20),), limits=Limits(200, 20, 20))
+    assert transcript.spans[0].text == "X" * 20
+
+
+def test_a_draft_respects_the_length_of_the_answer():
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b" * 100]])
+    reply = (SILENCE[:300], Outcome("stalled", "silent"))
+    transcript, _ = hedged(local, reply, limits=Limits(max_tokens=10))
+    assert transcript.local_tokens == 10
+    assert transcript.finish == "length"
+
+
+def test_a_draft_with_text_markers_never_shows_one():
+    local = TextLocal(["a", *PUBLISHED[1:5], "own words", *PUBLISHED[6:10], "b"])
+    transcript, remote = hedged(local, (SILENCE,))
+    assert transcript.text == "aown words" + "b"
+    assert len(remote.asked) == 1
 
 
 # markers as plain text, as in the published checkpoints

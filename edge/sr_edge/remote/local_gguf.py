@@ -164,4 +164,10 @@ class LocalStream:
         return wanted[shared:]
 
     def _end(self, end: Literal["stop", "cap", "error"], error: str | None = None) -> None:
-        self._outcome = Outcome(end, error, prompt_tokens=self._prompt_tokens, completion_tokens=self._tokens)
+        self._outcome = Outcome(
+            end,
+            error,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._tokens,
+            fault="request" if end == "error" else None,  # the next span may well be written
+        )

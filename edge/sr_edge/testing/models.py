@@ -1,4 +1,4 @@
-"""Small real parts for tests, ours and yours: models that follow a script through the true Protocols.
+"""Models that follow a script through the true Protocols.
 
 `ScriptedLocal([[*b"ab", OPEN], [*b"c", END]])` writes `ab`, asks for a span, and after it writes `c`.
 Its tokens are the 256 bytes and three control tokens. `TextLocal` writes any text by tokens of your
@@ -120,12 +120,15 @@ class ScriptedLocal:
         assert 0 <= n <= len(self._ids)
         del self._ids[n:]
 
-    def fork(self, n: int | None = None) -> ScriptedLocal:
+    def fork(self, n: int | None = None, *, greedy: bool = True) -> ScriptedLocal:
         branch = ScriptedLocal([], wants_pen=self._wants_pen, context=self._context, words=self._words)
         branch._script = self._script
         branch._prompt_length = self._prompt_length
         branch._ids = self._ids[:n]
         return branch
+
+    def adopt(self, branch: ScriptedLocal) -> None:
+        self._ids[:] = branch._ids
 
     def close(self) -> None:
         pass
@@ -203,10 +206,24 @@ class TextLocal(ScriptedLocal):
         super().rewind(n)
         self._sampled_at = {at: token for at, token in self._sampled_at.items() if at < n}
 
-    def fork(self, n: int | None = None) -> ScriptedLocal:
+    def fork(self, n: int | None = None, *, greedy: bool = True) -> ScriptedLocal:
+        """Greedy: a branch that only shows whether the close marker would come. Else one that writes on."""
+        if not greedy:
+            return self._branch(len(self._ids) if n is None else n)
         wants = self._span_before(len(self._ids) if n is None else n) in self._closes_after
         branch = TextLocal(["</", "big", "model", ">"] if wants else ["no"])
         branch._vocabulary, branch._by_id = {**self._vocabulary, "no": 1999}, {**self._by_id, 1999: "no"}
+        return branch
+
+    def adopt(self, branch: ScriptedLocal) -> None:
+        assert isinstance(branch, TextLocal)
+        super().adopt(branch)
+        self._sampled_at = branch._sampled_at
+
+    def _branch(self, n: int) -> TextLocal:
+        branch = TextLocal(self._tokens, closes_after=self._closes_after, context=self._context)
+        branch._ids, branch._prompt_length = self._ids[:n], self._prompt_length
+        branch._sampled_at = {at: token for at, token in self._sampled_at.items() if at < n}
         return branch
 
     def _position(self) -> int:
