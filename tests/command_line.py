@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from unittest import mock
 
 from sr_edge.commands import main
@@ -21,10 +25,18 @@ TIMEOUT = 60.0  # seconds; a command that hangs fails its test, not the run
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, without what would change how things look, or where they go."""
-    unwanted = ("NO_COLOR", "COLUMNS", "PYTHONIOENCODING", "SR_EDGE_API_KEY", "SR_EDGE_TRACEBACK")
-    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-    return {**kept, "PYTHONUTF8": "1", "TERM": "xterm-256color", **more}
+    """Ours, without what would change how things look, or where they go; with settings that are nobody's."""
+    unwanted = ("NO_COLOR", "COLUMNS", "PYTHONIOENCODING")
+    kept = {n: v for n, v in os.environ.items() if n not in unwanted and not n.startswith("SR_EDGE_")}
+    return {**kept, "PYTHONUTF8": "1", "TERM": "xterm-256color", "SR_EDGE_HOME": _home(), **more}
+
+
+@cache
+def _home() -> str:
+    """A folder of its own for this run of the tests."""
+    folder = tempfile.mkdtemp(prefix="sr-edge-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def run(

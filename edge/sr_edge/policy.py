@@ -28,6 +28,7 @@ Knock = Callable[[Callable[[bool], None]], None]
 class Purse(Protocol):
     """What spans may cost."""
 
+    def begin_answer(self) -> None: ...
     def allowance(self, request: SpanRequest) -> int | str:
         """How many tokens the span may have, at least 1, or why none."""
 
@@ -60,6 +61,8 @@ class SpanGate:
     def admit(self, request: SpanRequest) -> Grant | Refusal:
         if request.span == 1:
             self._left = 0
+            if self._purse is not None:
+                self._purse.begin_answer()
         if self._is_offline:
             return Refusal("offline", "offline: nothing is sent")
         if self._left >= self._max_spans:
@@ -112,8 +115,7 @@ class Breaker:
         """Why not to ask now. None is a leave to ask, and after a failure the one try."""
         if self._is_refused:
             return f"not asked again, after: {self._error}"
-        self._hear()
-        if self._open_until is None:
+        if self._hear() or self._open_until is None:
             return None
         wait = self._open_until - self._clock()
         if wait > 0:
@@ -124,8 +126,7 @@ class Breaker:
         if not self._is_knocking:
             self._is_knocking = True
             self._knock(self._listen)
-            self._hear()  # it may know at once
-            if self._open_until is None:
+            if self._hear():  # at once
                 return None
         return f"not asked before it is known to be back, after: {self._error}"
 
@@ -157,12 +158,14 @@ class Breaker:
     def _listen(self, is_there: bool) -> None:
         self._heard = is_there
 
-    def _hear(self) -> None:
+    def _hear(self) -> bool:
+        """Whether the remote has answered a knock just now."""
         heard, self._heard = self._heard, None
         if heard is None:
-            return
+            return False
         self._is_knocking = False
         if heard:
             self._close()
         else:
             self._fail()
+        return heard

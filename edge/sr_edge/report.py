@@ -1,18 +1,19 @@
 """What a person or a script reads about an answer: the live stream with its spans, lines, a table, JSON.
 
 Text is only ever appended, never drawn again: what was printed can be piped, scrolled and copied. All of
-it passes `terminal.safe` first, since models and servers wrote it.
+it passes a `terminal.Sanitiser` first, since models and servers wrote it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TextIO
 
 from sr_edge.events import End, Event, Finished, LocalToken, SpanClosed, SpanDelta, Started
 from sr_edge.extract import Part, ReasoningSplitter, is_thinking, last_boxed, split_reasoning
-from sr_edge.terminal import can_show, safe, safe_line
+from sr_edge.terminal import Sanitiser, can_show, safe_line
 from sr_edge.transcript import SpanRecord, Transcript
 
 Spans = Literal["none", "marks", "color", "table"]
@@ -72,6 +73,8 @@ class StreamView:
         self._look = look
         self._err = err
         self._answer = answer
+        self._sanitiser = Sanitiser()  # one for all: two writers could make one sequence
+        self._writer: int | None = None  # who wrote last: a span, or the small model
         self._parts = ReasoningSplitter[int | None](thinks=False)
         self._part: Part = "reasoning"
         self._span: int | None = None  # whose mark is open
@@ -94,9 +97,18 @@ class StreamView:
                 self.close()
         self._flush()
 
+    def make_way(self) -> None:
+        """End the line that is being written, so that another one may be: what follows begins anew."""
+        self._blank = ""
+        if self._has_written and self._look.streams:
+            self._err.write("\n")
+            self._err.flush()
+        self._has_written = False
+
     def close(self) -> None:
         """End the last line, its mark and its colour; a second time nothing."""
-        for part, text, span in self._parts.flush():
+        rest = self._parts.push(self._sanitiser.flush(), self._writer)
+        for part, text, span in (*rest, *self._parts.flush()):
             self._show(part, text, span)
         self._close_mark()
         self._blank = ""
@@ -106,7 +118,8 @@ class StreamView:
         self._flush()
 
     def _push(self, text: str, span: int | None) -> None:
-        for part, piece, origin in self._parts.push(safe(text), span):
+        self._writer = span
+        for part, piece, origin in self._parts.push(self._sanitiser.push(text), span):
             self._show(part, piece, origin)
 
     def _show(self, part: Part, text: str, span: int | None) -> None:
@@ -189,7 +202,7 @@ def notes(transcript: Transcript, *, max_tokens: int | None = None) -> list[str]
     """
     lines = []
     failed = [span for span in transcript.spans if span.end in FAILED]
-    refused = [span for span in transcript.spans if span.end in NOT_SENT]
+    refused = [span for span in transcript.spans if _is_refused(span) and transcript.finish != "length"]
     if failed:
         error = failed[0].error or f"the remote {failed[0].end}"
         lines.append(error if error.startswith("remote ") else f"remote failed: {error}")
@@ -211,20 +224,25 @@ def notes(transcript: Transcript, *, max_tokens: int | None = None) -> list[str]
     return lines
 
 
+def _is_refused(span: SpanRecord) -> bool:
+    return span.end in NOT_SENT or (span.end == "budget" and not span.sent_bytes)
+
+
 def is_full(transcript: Transcript) -> bool:
     """Whether the answer was cut because nothing more fits into the context."""
     return transcript.finish == "length" and transcript.error is not None
 
 
 def usage_line(transcript: Transcript, separator: str = " · ") -> str:
-    """`local 812 tokens 21.4 tok/s · remote 143 tokens in 3 spans (15.0 %) · sent 2.1 kB · 41 s`"""
+    """`local 812 tokens 21.4 tok/s · remote 143 tokens in 3 spans (15.0 %) · sent 2.1 kB · $0.0011 · 41 s`"""
     speed = _tokens_per_second(transcript)
     spans = len(transcript.spans)
     parts = [
         f"local {transcript.local_tokens} tokens" + (f" {speed:.1f} tok/s" if speed else ""),
         f"remote {transcript.remote_tokens} tokens in {spans} span{'' if spans == 1 else 's'} "
         f"({transcript.remote_share:.1%})".replace("%", " %"),
-        f"sent {_bytes(sum(span.sent_bytes for span in transcript.spans))}",
+        f"sent {size(sum(span.sent_bytes for span in transcript.spans))}",
+        *([] if transcript.cost is None else [dollars(transcript.cost)]),
         f"{transcript.seconds:.{0 if transcript.seconds >= 10 else 1}f} s",
     ]
     return separator.join(parts)
@@ -234,7 +252,14 @@ def _tokens_per_second(transcript: Transcript) -> float | None:
     return transcript.local_tokens / transcript.local_seconds if transcript.local_seconds > 0 else None
 
 
-def _bytes(count: int) -> str:
+def dollars(amount: float) -> str:
+    """With two significant digits, and cents at least."""
+    digits = 2 if amount == 0 else max(2, 1 - math.floor(math.log10(abs(amount))))
+    return f"${amount:.{min(digits, 8)}f}"
+
+
+def size(count: int) -> str:
+    """Bytes, as a person reads them."""
     if count < 1000:
         return f"{count} B"
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
@@ -309,11 +334,14 @@ def as_json(transcript: Transcript) -> dict[str, Any]:
                 "text": span.text,
                 "trigger": span.trigger,
                 "end": span.end,
+                "status": span.status,
                 "tokens": span.tokens,
                 "p_open": span.p_open,
                 "ttft_ms": _ms(span.ttft),
                 "ms": _ms(span.seconds),
                 "resume_ms": _ms(span.resume),
+                "sent_bytes": span.sent_bytes,
+                "cost": span.cost,
                 "remote": span.remote,
                 "error": span.error,
             }
@@ -326,6 +354,7 @@ def as_json(transcript: Transcript) -> dict[str, Any]:
             "prompt_tokens": transcript.prompt_tokens,
             "sent_tokens": sum(span.sent_tokens for span in transcript.spans),
             "sent_bytes": sum(span.sent_bytes for span in transcript.spans),
+            "cost": transcript.cost,
             "tok_s": None if speed is None else round(speed, 2),
         },
         "model": transcript.model,

@@ -461,8 +461,7 @@ class _Answer:
                 if self._hedge and trigger == "marker":
                     self._begin_draft(span, opening, before, limit, branches)
                 yield from self._write_span(span, reader, opening, answer, limit)
-                if span.end == "cap" and limit < wanted:
-                    span.end = "budget"
+                span.is_cut_short = limit < wanted
                 yield from self._close_span(span, opening, before, trigger)
         else:
             yield from self._close_span(span, opening, before, trigger)
@@ -553,6 +552,8 @@ class _Answer:
         self, span: _Span, opening: tuple[Token, ...], before: int, trigger: Trigger
     ) -> Iterator[Event]:
         assert span.end is not None
+        if span.end == "cap" and span.is_cut_short:
+            span.end = "budget"
         if span.shown:
             start = before + len(opening)
             if trigger == "marker" and self._local.markers is not None and self._error is None:
@@ -642,6 +643,7 @@ class _Span:
         self.number = request.span
         self.hedge: _Hedge | None = None
         self.is_draft_taken = False
+        self.is_cut_short = False  # it may have fewer tokens than a span has
         self.texts: list[str] = []  # what the remote wrote, read or not
         self.end: End | None = None
         self.error: str | None = None

@@ -25,6 +25,11 @@ from sr_edge.events import (
 
 Origin = Literal["local", "remote"]
 
+Status = Literal["complete", "partial", "failed", "cancelled", "skipped"]
+"""What came of a span: all that was wanted; some text, then a cut; none; stopped; nothing was sent."""
+
+_COMPLETE: frozenset[End] = frozenset({"handback", "stop", "boundary"})
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -56,6 +61,17 @@ class SpanRecord:
     seconds: float = 0.0
     resume: float | None = None
     error: str | None = None
+
+    @property
+    def status(self) -> Status:
+        """A span is complete only if one of the two models ended it; a cut never is."""
+        if self.end in _COMPLETE:
+            return "complete"
+        if self.end == "cancelled":
+            return "cancelled"
+        if self.text:
+            return "partial"
+        return "skipped" if self.sent_bytes == 0 and self.end is not None else "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,12 @@ class Transcript:
         """Part of the generated tokens that the large model wrote, in [0, 1]."""
         generated = self.local_tokens + self.remote_tokens
         return self.remote_tokens / generated if generated else 0.0
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars of all spans; None where no price is known."""
+        costs = [span.cost for span in self.spans if span.cost is not None]
+        return sum(costs) if costs else None
 
     @property
     def degraded(self) -> bool:

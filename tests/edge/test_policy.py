@@ -197,7 +197,10 @@ class Coins:
     """Allows so many tokens in all."""
 
     def __init__(self, tokens):
-        self.left = tokens
+        self.left = self.tokens = tokens
+
+    def begin_answer(self):
+        self.left = self.tokens
 
     def allowance(self, request):
         return self.left or "the purse is empty"
@@ -214,6 +217,17 @@ def test_a_span_has_no_more_tokens_than_the_purse_allows():
     assert gate.admit(request(2, max_tokens=2)) == Grant(2)
     report(gate, WELL)
     assert gate.admit(request(3)) == Refusal("budget", "the purse is empty")
+
+
+def test_each_answer_has_the_purse_anew_whether_its_first_span_left_or_not(clock):
+    gate = SpanGate(offline=False, uses_network=True, breaker=Breaker(clock=clock), purse=Coins(5))
+    report(gate, DOWN)
+    assert refusal(gate).end == "declined"
+    clock.now += 100
+    assert gate.admit(request(2)) == Grant(5)
+    report(gate, WELL)
+    assert refusal(gate, 3).end == "budget"
+    assert gate.admit(request(1)) == Grant(5)
 
 
 def test_a_failed_span_is_paid_for_too():

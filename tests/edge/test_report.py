@@ -86,7 +86,16 @@ def test_a_span_without_text_leaves_a_mark_of_its_own() -> None:
 
 def test_what_is_in_the_stream_is_safe() -> None:
     events = asked("a", "b", replies=["\x1b]0;owned\x07\x1b[2Jx[bold]y"])
-    assert shown(events) == "a⟦1 ]0;owned[2Jx[bold]y⟧b\n"
+    assert shown(events) == "a⟦1 x[bold]y⟧b\n"
+
+
+def test_two_writers_cannot_make_one_escape_sequence() -> None:
+    events = asked("a\x1b]52;c;", "b\x1b[2", "mc", replies=["ZXZpbA==\x07x", "Jy\x1b["])
+    assert shown(events) == "a⟦1 x⟧b⟦2 y⟧c\n"
+
+
+def test_what_only_looked_like_a_sequence_is_shown_at_the_end() -> None:
+    assert shown(asked("a", "b\x1b]0;title", replies=["x"])) == "a⟦1 x⟧b]0;title\n"
 
 
 def test_reasoning_and_answer_stand_apart() -> None:
@@ -193,11 +202,11 @@ def test_the_object_has_the_documented_keys() -> None:
     (span,) = data["spans"]
     assert set(span) == {
         *("text", "trigger", "end", "tokens", "p_open"),
-        *("ttft_ms", "ms", "resume_ms", "remote", "error"),
+        *("status", "sent_bytes", "cost", "ttft_ms", "ms", "resume_ms", "remote", "error"),
     }
     assert set(data["usage"]) == {
         *("local_tokens", "remote_tokens", "remote_share", "prompt_tokens"),
-        *("sent_tokens", "sent_bytes", "tok_s"),
+        *("sent_tokens", "sent_bytes", "cost", "tok_s"),
     }
 
 

@@ -32,8 +32,11 @@ _OWN = {
         "Show a recorded answer again, with no model and no network.",
     ),
     "eval": ("sr_edge.commands.eval:evaluate", "Measure what split decoding is worth on known problems."),
+    "remote": ("sr_edge.commands.remote:app", "The large models that may be asked, by name."),
+    "keys": ("sr_edge.commands.keys:app", "The API keys of remotes: which there are, never what they are."),
+    "config": ("sr_edge.commands.config:app", "The settings: what holds, and where it comes from."),
 }
-"""Where each command is, and the first line of its help."""
+"""Where each command is, and the first line of its help. One with commands of its own is a typer app."""
 
 _EXTRAS = {
     "convert": "Convert a trained checkpoint to GGUF (needs the extra sr-edge[convert]).",
@@ -41,7 +44,7 @@ _EXTRAS = {
 }
 """Entry points of our own distribution that an extra completes: its name is the command's."""
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
@@ -87,9 +90,12 @@ class Promise(TyperCommand):
     def load(self) -> Any:
         if self._entry is None:
             module, _, function = _OWN[self.name or ""][0].partition(":")
-            app = typer.Typer(**_STYLE)
-            app.command(self.name)(getattr(import_module(module), function))
-            return typer.main.get_command(app)
+            found = getattr(import_module(module), function)
+            if not isinstance(found, typer.Typer):
+                app = typer.Typer(**STYLE)
+                app.command(self.name)(found)
+                found = app
+            return typer.main.get_command(found)
         try:
             loaded = self._entry.load()
         except ModuleNotFoundError as error:
@@ -110,7 +116,7 @@ def _explained(error: ModuleNotFoundError, command: str | None) -> Exception:
     return UsageError(f"`sr-edge {command}` needs {package}: pip install 'sr-edge[{command}]'")
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, **_STYLE)
+app = typer.Typer(cls=Commands, no_args_is_help=True, **STYLE)
 
 
 def _print_version(wanted: bool) -> None:
