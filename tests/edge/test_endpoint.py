@@ -1,17 +1,16 @@
 """A large model over HTTP, against a server that does on bare sockets what servers do."""
 
 import logging
+import queue
 import re
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.raw_server import (
     DONE,
     FIN,
@@ -31,19 +30,21 @@ from tests.raw_server import (
     usage,
 )
 
-from sr_edge.errors import UsageError
-from sr_edge.remote.dialect import Dialect
+from sr_edge.errors import RemoteError, UsageError
+from sr_edge.remote.deadlines import SleepWatch
+from sr_edge.remote.dialects import Capabilities, Quirks
 from sr_edge.remote.endpoint import Deadlines, Endpoint
-from sr_edge.remote.line import HungUpError, Line
-from sr_edge.remote.reply import EchoFilter, plain_line
+from sr_edge.remote.overflow import without_oldest_half
+from sr_edge.remote.reply import plain_line
 from sr_edge.split import Message, Outcome, Prompt
+from sr_edge.testing.fault_endpoint import HALF_CLOSE
 
 QUESTION = [Message("system", "Be brief."), Message("user", "how?")]
 ANSWER = "First, add the two numbers: "
 KEY = "sk-canary-0123456789"
-SOON = Deadlines(connect=2.0, first_content=2.0, idle=2.0, total=5.0, linger=0.2)
+SOON = Deadlines(connect=2.0, first_byte=2.0, first_content=2.0, idle=2.0, total=5.0, linger=0.2)
 """Far more than loopback needs, for spans that end by themselves."""
-NOW = Deadlines(connect=0.1, first_content=0.2)
+NOW = Deadlines(connect=0.1, first_byte=0.2, first_content=0.2)
 """For servers that never say anything."""
 
 
@@ -56,7 +57,7 @@ def thinking_prompt(messages):
 
 
 def endpoint(server, **options):
-    options = {"prompt": prompt, "model": "big", "deadlines": SOON, **options}
+    options = {"prompt": prompt, "model": "big", "deadlines": SOON, "jitter": lambda: 0.0, **options}
     return Endpoint(server.url, **options)
 
 
@@ -122,7 +123,7 @@ def test_chat_gets_the_messages_and_the_partial_answer_as_the_last():
     assert request.body["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "how?"},
-        {"role": "assistant", "content": "<think>\n" + ANSWER},
+        {"role": "assistant", "content": "<think>\n" + ANSWER.rstrip()},
     ]
     assert request.body["continue_final_message"] is True
     assert request.body["add_generation_prompt"] is False
@@ -211,26 +212,181 @@ def test_a_kept_connection_that_died_is_replaced_once():
         assert [request.connection for request in server.requests] == [1, 1, 2]
 
 
+JUNK = Send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_a_connection_with_junk_right_after_the_reply_is_not_used_again():
+    *reply, last = chunked(text("a", "stop"), DONE)
+    scripts = [*reply, Send(last.data + JUNK.data)], chunked(text("b", "stop"), DONE)
+    with RawServer(*scripts) as server, endpoint(server) as remote:
+        assert ask(remote)[0] == "a"
+        assert server.client_hung_up.wait(2), "it was not even kept"
+        assert ask(remote) == ("b", Outcome("stop"))
+
+
+def test_a_kept_connection_on_which_junk_has_come_is_not_used_again():
+    later, reply = threading.Event(), chunked(text("a", "stop"), DONE)
+    scripts = [*reply, Wait(later), JUNK], chunked(text("b", "stop"), DONE)
+    with RawServer(*scripts) as server, endpoint(server) as remote:
+        assert ask(remote)[0] == "a"
+        wait_until(lambda: remote._server._kept is not None)
+        later.set()
+        wait_until(lambda: remote._server._kept._wire.has_more())
+        assert ask(remote) == ("b", Outcome("stop"))
+        assert [request.connection for request in server.requests] == [1, 2]
+
+
+def test_a_server_that_closes_its_half_is_still_read():
+    with RawServer([*stream("x"), HALF_CLOSE, HANG]) as server, endpoint(server) as remote:
+        assert ask(remote) == ("x", Outcome("stop"))
+
+
 # --- dialects -----------------------------------------------------------------------------------------------
 
 
 CHAT_REPLY = [head(), delta(role="assistant", content=None), delta(content="ok"), delta("stop"), DONE, FIN]
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        page({"detail": "Not Found"}, 404),
-        page("no", 405),
-        page("no", 501),
-        page({"error": {"message": "This is a chat model, use v1/chat/completions"}}, 400),
-    ],
-)
-def test_a_server_without_completions_is_asked_by_chat_from_then_on(refusal):
-    with RawServer(refusal, CHAT_REPLY, CHAT_REPLY) as server, endpoint(server) as remote:
-        assert [ask(remote)[0], ask(remote)[0]] == ["ok", "ok"]
-        paths = [request.line.split()[1] for request in server.requests]
-    assert paths == ["/v1/completions", "/v1/chat/completions", "/v1/chat/completions"]
+def chat_server(continues=lambda body: body.get("continue_final_message") is True, completions=404):
+    """A script for every request: no raw completions, and chat that continues if it is asked rightly."""
+
+    def reply(request):
+        if request.path == "/v1/models":
+            return page({"data": [{"id": "big"}]})
+        if request.path == "/v1/completions":
+            return page({"detail": "Not Found"}, completions)
+        last = request.body["messages"][-1]
+        if last["role"] == "assistant":
+            is_trial = last["content"].endswith("a b c d e f")
+            goes_on = ("g h i" if is_trial else "so 3") if continues(request.body) else "a b c: of course!"
+        else:
+            goes_on = "g h i" if "a b c d e f" in last["content"] else "so 3"
+        return [*chunked(delta(content=" " + goes_on), delta("stop"), usage(9, 3), DONE)]
+
+    return reply
+
+
+def says_something_of_the_user(request):
+    return any(word.encode() in request.data for word in ("how?", "Be brief", ANSWER.strip()))
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_without_completions_is_surveyed_without_a_word_of_the_user(status):
+    learned = []
+    with (
+        RawServer(then=chat_server(completions=status)) as server,
+        endpoint(server, learned=learned.append) as remote,
+    ):
+        assert ask(remote)[0] == "so 3"
+        _, *trials, chat = server.posts
+        assert [request.path for request in server.posts] == ["/v1/completions", *(1 + len(trials)) * [CHAT]]
+        assert trials
+        assert not any(says_something_of_the_user(trial) for trial in trials)
+        assert chat.body["continue_final_message"] is True
+        assert chat.body["messages"][-1]["content"] == ANSWER.strip()
+        assert {request.connection for request in server.posts} == {1}
+        [found] = learned
+        assert found.dialect(False).flags == (
+            ("continue_final_message", True),
+            ("add_generation_prompt", False),
+        )
+        assert remote.capabilities == found
+        before = len(server.posts)
+        assert ask(remote)[0] == "so 3"
+        assert len(server.posts) == before + 1, "what was found out is known"
+
+
+CHAT = "/v1/chat/completions"
+
+
+def test_a_server_that_says_chat_only_is_surveyed_too():
+    refusal = page({"error": {"message": "This is a chat model, use v1/chat/completions"}}, 400)
+    with RawServer(refusal, then=chat_server()) as server, endpoint(server) as remote:
+        assert ask(remote)[0] == "so 3"
+
+
+def test_a_server_that_continues_nothing_is_asked_for_the_continuation():
+    with RawServer(then=chat_server(lambda body: False)) as server, endpoint(server) as remote:
+        assert ask(remote)[0] == "so 3"
+        assert server.posts[-1].body["messages"][-1]["role"] == "user"
+        assert remote.capabilities.text == "instruct"
+
+
+def test_what_is_known_needs_no_survey():
+    found = Capabilities(None, "vllm-plain")
+    with RawServer(then=chat_server()) as server, endpoint(server, capabilities=found) as remote:
+        assert ask(remote)[0] == "so 3"
+        assert len(server.posts) == 1
+
+
+def test_what_is_known_grows_by_what_is_refused():
+    found, learned = Capabilities(None, "vllm-plain"), []
+    refusal = page({"error": "stream_options is not supported"}, 400)
+    with (
+        RawServer(refusal, then=chat_server()) as server,
+        endpoint(server, capabilities=found, learned=learned.append) as remote,
+    ):
+        assert ask(remote)[0] == "so 3"
+        assert learned == [replace(found, quirks=Quirks(frozenset({"stream_options"})))]
+
+
+def test_what_was_known_and_is_refused_now_is_found_out_again():
+    found, learned = Capabilities(None, "prefix"), []
+    refusal = page({"error": {"message": "Expected last role User"}}, 400)
+    with (
+        RawServer(refusal, then=chat_server()) as server,
+        endpoint(server, capabilities=found, learned=learned.append) as remote,
+    ):
+        assert ask(remote)[0] == "so 3"
+        assert learned[0].text != "prefix"
+
+
+def test_a_server_is_surveyed_once_whatever_it_refuses_afterwards():
+    well = chat_server()
+
+    def moderated(request):
+        refused = request.path == CHAT and says_something_of_the_user(request)
+        return page({"error": "not that"}, 400) if refused else well(request)
+
+    with RawServer(then=moderated) as server, endpoint(server) as remote:
+        assert ask(remote)[1].fault == "request"
+        surveyed = len(server.posts)
+        assert ask(remote)[1].fault == "request"
+        assert len(server.posts) == surveyed + 1
+
+
+def test_a_server_that_refuses_everything_is_not_remembered_for_it():
+    learned = []
+    nothing = page({"error": {"message": "model not found"}}, 404)
+    with RawServer(then=nothing) as server, endpoint(server, learned=learned.append) as remote:
+        _, outcome = ask(remote)
+        assert (outcome.fault, learned) == ("refused", [])
+        assert "'big'" in outcome.error
+        assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+def test_a_server_that_is_not_well_is_not_surveyed(status):
+    scripts = [page({}, 404), page("", status), page("", status)]
+    with RawServer(*scripts) as server, endpoint(server) as remote:
+        assert ask(remote)[1].end == "error"
+        assert remote.capabilities is None
+        assert len(server.posts) == 2 + (status in (429, 503))
+
+
+def test_a_page_in_the_way_settles_nothing():
+    portal = page("<html>Log in</html>", kind="text/html")
+    with RawServer(portal, then=chat_server()) as server, endpoint(server) as remote:
+        assert ask(remote)[1].fault == "refused"
+        assert ask(remote) == ("so 3", Outcome("stop", prompt_tokens=9, completion_tokens=3))
+
+
+def test_a_span_that_gives_up_ends_its_survey():
+    deadlines = Deadlines(first_content=0.2)
+    with RawServer(page({}, 404), [HANG]) as server, endpoint(server, deadlines=deadlines) as remote:
+        assert ask(remote)[1].end == "stalled"
+        assert server.client_hung_up.wait(2)
+        assert remote.capabilities is None
 
 
 def test_an_api_that_the_user_named_is_the_only_one_tried():
@@ -267,20 +423,6 @@ def test_a_server_that_cannot_tell_usage_is_not_asked_for_it_again():
         assert ["stream_options" in request.body for request in server.requests] == [True, False, False]
 
 
-def test_a_refusal_of_the_request_itself_is_not_asked_again():
-    dialect = Dialect("chat", is_settled=True)
-    assert dialect.after_refusal(400, "maximum context length is 4096 tokens") is None
-    assert dialect.after_refusal(500, "continue_final_message") is None
-    assert Dialect("completions", is_settled=False).after_refusal(400, "prompt is too long") is None
-
-
-def test_a_page_in_the_way_settles_nothing():
-    portal = page("<html>Log in</html>", kind="text/html")
-    with RawServer(portal, page({}, 404), CHAT_REPLY) as server, endpoint(server) as remote:
-        assert ask(remote)[1].end == "error"
-        assert ask(remote) == ("ok", Outcome("stop"))
-
-
 # --- what counts as the span's text ---------------------------------------------------------------------
 
 
@@ -305,15 +447,6 @@ def test_a_short_answer_may_be_repeated():
     assert span_of(*stream("ha", " ha"), answer="ha")[0] == "ha ha"
 
 
-@given(st.lists(st.text("abc", max_size=4)), st.lists(st.text("abc", min_size=8, max_size=12), max_size=3))
-def test_an_echo_filter_drops_an_echo_or_nothing(pieces, echoes):
-    echo = EchoFilter(echoes)
-    reply = "".join(pieces)
-    out = "".join([echo.push(piece) for piece in pieces]) + echo.flush()
-    longest = max((e for e in echoes if reply.startswith(e)), key=len, default="")
-    assert out == reply[len(longest) :]
-
-
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_continues_an_open_thought(field):
     reply = [head(), delta(**{field: "so "}), delta(**{field: "3"}), delta("stop"), DONE, FIN]
@@ -322,9 +455,10 @@ def test_reasoning_continues_an_open_thought(field):
 
 def test_the_end_of_the_thought_ends_the_span():
     reply = [head(), delta(reasoning_content="so 3"), delta(content="The answer is 3."), HANG]
-    with RawServer(reply) as server, endpoint(server, api="chat", prompt=thinking_prompt) as remote:
+    options = {"api": "chat", "prompt": thinking_prompt, "deadlines": replace(SOON, linger=5.0)}
+    with RawServer(reply) as server, endpoint(server, **options) as remote:
         assert ask(remote) == ("so 3", Outcome("stop"))
-        assert server.client_hung_up.wait(2)
+        assert server.client_hung_up.wait(2), "it costs, and nobody reads it"
 
 
 def test_content_continues_an_open_thought_where_the_server_tells_no_reasoning_apart():
@@ -401,7 +535,7 @@ def test_a_name_that_is_none_is_an_outcome(monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    with Endpoint("http://no.such.host", prompt=prompt, model="big") as remote:
+    with Endpoint("https://no.such.host", prompt=prompt, model="big") as remote:
         _, outcome = ask(remote)
     assert outcome.error.startswith("remote unreachable: no address known for no.such.host")
 
@@ -409,7 +543,7 @@ def test_a_name_that_is_none_is_an_outcome(monkeypatch):
 def test_a_name_server_that_hangs_holds_nobody(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(5) and [])
-    with Endpoint("http://slow.host", prompt=prompt, model="big", deadlines=NOW) as remote:
+    with Endpoint("https://slow.host", prompt=prompt, model="big", deadlines=NOW) as remote:
         began = time.monotonic()
         _, outcome = ask(remote)
         assert time.monotonic() - began < 2
@@ -419,91 +553,274 @@ def test_a_name_server_that_hangs_holds_nobody(monkeypatch):
     release.set()
 
 
-def test_tls_with_a_server_that_has_none_sends_nothing():
-    with RawServer([HANG]) as server:
-        url = server.url.replace("http:", "https:")
-        with Endpoint(url, prompt=prompt, model="big", api_key=KEY, deadlines=NOW) as remote:
-            assert ask(remote)[1].end in ("error", "stalled")
-        assert server.requests == []
-
-
+ILL, NO = "unreachable", "refused"
 FAULTS = {
-    "reset before headers": ([RST], "", "connection reset by"),
-    "closed before headers": ([FIN], "", "broke off"),
-    "no http": ([Send(b"220 mail.example ESMTP\r\n\r\n"), FIN], "", "does not speak HTTP"),
-    "reset before content": ([head(), Sleep(0.02), RST], "", "connection reset by"),
-    "reset mid-span": ([head(), text("so 3"), Sleep(0.02), RST], "so 3", "4 characters: connection reset"),
-    "cut without finish": ([head(), text("so "), FIN], "so ", "cut off after 3 characters"),
-    "cut chunk": ([*chunked(text("so "))[:-1], FIN], "so ", "cut off after 3 characters"),
-    "cut inside an event": ([head(), text("so "), Send(b'data: {"c'), FIN], "so ", "off after 3 characters"),
-    "cut inside an echo": ([head(), text(ANSWER[:12]), FIN], "", "without a finish reason"),
-    "comments only, then the end": ([head(), Send(b": ping\n\n"), FIN], "", "without a finish reason"),
-    "empty body": ([*page("")], "", "holds no text|not JSON"),
-    "empty stream": ([head(), FIN], "", "empty reply"),
-    "html": (page("<html>Log in</html>", kind="text/html"), "", "text/html.*OpenAI-compatible"),
-    "octets": ([head(kind="application/octet-stream"), text("x"), DONE, FIN], "", "application/octet-stream"),
-    "compressed": ([head(Content_Encoding="gzip"), text("x"), DONE, FIN], "", "compressed"),
-    "json without text": (page({"ok": True}), "", "holds no text"),
-    "json error with 200": (page({"error": {"message": "out of memory"}}), "", "error: out of memory"),
-    "bad json": ([head(), text("so "), event("{nope"), text("x"), DONE], "so ", "not JSON: {nope"),
-    "json of another kind": ([head(), event("[1]"), DONE], "", "not an object"),
-    "bottomless json": ([head(), event(100_000 * "["), DONE], "", "not JSON"),
-    "huge number": ([head(), event('{"usage": %s}' % ("9" * 10_000)), DONE], "", "not JSON"),
-    "error mid-span": (
-        [head(), text("so "), event({"error": {"message": "overloaded", "code": 503}}), DONE],
-        "so ",
-        "cut off after 3 characters: the remote reported an error: overloaded",
+    "reset before headers": ([RST], "", "connection reset by", ILL),
+    "closed before headers": ([FIN], "", "broke off without an answer", ILL),
+    "no http": ([Send(b"220 mail.example ESMTP\r\n\r\n"), FIN], "", "does not speak HTTP", ILL),
+    "header bomb": ([Send(b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x"), HANG], "", "speak HTTP", ILL),
+    "reset before content": ([head(), Sleep(0.02), RST], "", "connection reset by", ILL),
+    "reset mid-span": (
+        [head(), text("so 3"), Sleep(0.02), RST], "so 3", "4 characters: connection reset", ILL,
     ),
-    "error event": ([head(), Send(b'event: error\ndata: {"message": "busy"}\n\n'), DONE], "", "error: busy"),
-    "finish reason error": ([head(), text("so "), text("", "error"), DONE], "so ", "broke off with an error"),
-    "content filter": ([head(), text("", "content_filter"), DONE], "", "content filter"),
-    "endless line": ([head(), Send(b"data: " + (1 << 20) * b"x"), HANG], "", "longer than 1048576 bytes"),
-    "endless comments": ([head(), *9 * [Send(b": " + 1_000_000 * b"x" + b"\n")], HANG], "", "than 8 MiB"),
-    "401": (page({"error": {"message": "no such key"}}, 401), "", r"API key \(HTTP 401\): no such key"),
-    "404": (page({"error": "model not found"}, 404), "", "'big'.*check.*model not found"),
-    "413": (page("too much", 413, kind="text/plain"), "", r"refused the request \(HTTP 413\): too much"),
-    "429": (page({"detail": "slow down"}, 429), "", "busy.*slow down"),
-    "500": (page({"message": "oops"}, 500), "", r"failed \(HTTP 500\): oops"),
-    "502 in html": (page("<html>Bad gateway</html>", 502, kind="text/html"), "", r"failed \(HTTP 502\)$"),
-    "204": ([Send(b"HTTP/1.1 204 No Content\r\n\r\n")], "", "HTTP 204"),
+    "cut without finish": ([head(), text("so "), FIN], "so ", "cut off after 3 characters", ILL),
+    "cut chunk": ([*chunked(text("so "))[:-1], FIN], "so ", "cut off after 3 characters", ILL),
+    "chunk size lies": (
+        [head(Transfer_Encoding="chunked"), Send(b"5\r\n" + text("so").data)], "", "broke off", ILL,
+    ),
+    "short body": ([head(Content_Length=500), text("so "), FIN], "so ", "cut off after 3 char", ILL),
+    "cut inside an event": ([head(), text("so "), Send(b'data: {"c'), FIN], "so ", "off after 3", ILL),
+    "cut inside an echo": ([head(), text(ANSWER[:12]), FIN], "", "without a finish reason", ILL),
+    "comments only, then the end": (
+        [head(), Send(b": ping\n\n"), FIN], "", "without a finish reason", ILL,
+    ),
+    "empty body": ([*page("")], "", "holds no text|not JSON", ILL),
+    "empty stream": ([head(), FIN], "", "empty reply", ILL),
+    "html": (page("<html>Log in</html>", kind="text/html"), "", "text/html.*OpenAI-compatible", NO),
+    "html without a type": (
+        [Send(b"HTTP/1.1 200 OK\r\n\r\n<html>Log in</html>"), FIN], "", "a page, not with a stream", NO,
+    ),
+    "1 MiB of html": (page((1 << 20) * "<p>", kind="text/html"), "", "text/html", NO),
+    "octets": (
+        [head(kind="application/octet-stream"), text("x"), DONE, FIN], "", "application/octet-stream", NO,
+    ),
+    "compressed": ([head(Content_Encoding="gzip"), text("x"), DONE, FIN], "", "compressed", NO),
+    "json without text": (page({"ok": True}), "", "holds no text", ILL),
+    "json error with 200": (page({"error": {"message": "out of memory"}}), "", "out of memory", ILL),
+    "bad json": ([head(), text("so "), event("{nope"), text("x"), DONE], "so ", "not JSON: {nope", ILL),
+    "json of another kind": ([head(), event("[1]"), DONE], "", "not an object", ILL),
+    "bottomless json": ([head(), event(100_000 * "["), DONE], "", "not JSON", ILL),
+    "huge number": ([head(), event('{"usage": %s}' % ("9" * 10_000)), DONE], "", "not JSON", ILL),
+    "error mid-span": (
+        [head(), text("so "), event({"error": {"message": "out of memory", "code": 503}}), DONE],
+        "so ",
+        "cut off after 3 characters: the remote reported an error: out of memory",
+        ILL,
+    ),
+    "error event": ([head(), Send(b'event: error\ndata: {"message": "too many requests"}\n\n'), DONE], "",
+        "error: too many", "busy"),
+    "finish reason error": ([head(), text("so "), text("", "error"), DONE], "so ", "broke off", ILL),
+    "content filter": ([head(), text("", "content_filter"), DONE], "", "content filter", "request"),
+    "other finish": ([head(), text("so "), text("", "tool_calls"), DONE], "so ", "tool_calls", "request"),
+    "endless line": ([head(), Send(b"data: " + (1 << 20) * b"x"), HANG], "", "than 1048576 bytes", ILL),
+    "endless comments": (
+        [head(), *9 * [Send(b": " + 1_000_000 * b"x" + b"\n")], HANG], "", "than 8 MiB", ILL,
+    ),
+    "400": (page({"error": "no such thing"}, 400), "", r"request \(HTTP 400\): no such", "request"),
+    "401": (page({"error": {"message": "no such key"}}, 401), "", r"wants an API key \(HTTP 401\): no", NO),
+    "402": (page({"error": {"message": "pay"}}, 402), "", r"credit is used up \(HTTP 402\): pay", "busy"),
+    "403": (page("", 403), "", r"wants an API key \(HTTP 403\)$", NO),
+    "404": (page({"error": "model not found"}, 404), "", "/v1/completions.*'big'.*not found", NO),
+    "413": (page("too much", 413, kind="text/plain"), "", r"request \(HTTP 413\): too much", "request"),
+    "422": (page({"detail": "no"}, 422), "", r"refused the request \(HTTP 422\): no", "request"),
+    "429": (page({"detail": "slow down"}, 429), "", "busy.*slow down", "busy"),
+    "quota": (page({"error": {"code": "insufficient_quota", "message": "pay"}}, 429), "", "used up", "busy"),
+    "500": (page({"message": "oops"}, 500), "", r"failed \(HTTP 500\): oops", ILL),
+    "502 in html": (page("<html>Bad</html>", 502, kind="text/html"), "", r"failed \(HTTP 502\)$", ILL),
+    "204": ([Send(b"HTTP/1.1 204 No Content\r\n\r\n")], "", "HTTP 204", "request"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_one_line_and_keeps_the_text(name):
-    script, expected, line = FAULTS[name]
-    written, outcome = span_of(*script, api="completions")
-    assert (written, outcome.end) == (expected, "error")
+    script, expected, line, fault = FAULTS[name]
+    with RawServer(script, script) as server, endpoint(server, api="completions") as remote:
+        written, outcome = ask(remote)
+    assert (written, outcome.end, outcome.fault) == (expected, "error", fault)
     assert re.search(line, outcome.error), outcome.error
     assert outcome.error.isprintable()
     assert 0 < len(outcome.error) <= 300
+    assert outcome.retry_after is None
 
 
-def test_a_redirect_is_not_followed():
-    with RawServer() as target:
-        elsewhere = page("", 307, Location=target.url + "/v1/completions")
-        _, outcome = span_of(*elsewhere, api_key=KEY)
-        assert target.connections == 0
-        assert outcome.end == "error"
-        assert f"redirects to {target.url}" in outcome.error
+# --- asking once more -------------------------------------------------------------------------------------
+
+
+def requests_of(*scripts, **options):
+    """How a span ended, and the requests that it took."""
+    with RawServer(*scripts) as server, endpoint(server, **{"api": "completions", **options}) as remote:
+        return *ask(remote), server.requests
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
+def test_what_may_pass_is_asked_once_more(status):
+    written, outcome, requests = requests_of(page({"error": "later"}, status), stream("x"))
+    assert (written, outcome) == ("x", Outcome("stop"))
+    assert requests[0].body == requests[1].body
+
+
+@pytest.mark.parametrize("script", [[RST], [FIN]], ids=["reset", "closed"])
+def test_a_connection_that_ends_before_the_reply_is_made_once_more(script):
+    written, outcome, requests = requests_of(script, stream("x"))
+    assert (written, outcome) == ("x", Outcome("stop"))
+    assert [request.connection for request in requests] == [1, 2]
+
+
+def test_it_is_asked_once_more_and_not_twice():
+    ill = page("", 503)
+    _, outcome, requests = requests_of(ill, [RST], stream("x"))
+    assert (outcome.end, len(requests)) == ("error", 2)
+    assert len(requests_of(ill, ill, stream("x"))[2]) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 422, 501])
+def test_what_stays_so_is_asked_once(status):
+    assert len(requests_of(page({"error": "no"}, status))[2]) == 1
+
+
+def test_a_quota_that_is_used_up_is_asked_once():
+    body = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota"}}
+    _, outcome, requests = requests_of(page(body, 429, Retry_After="1"))
+    assert (outcome.fault, outcome.retry_after, len(requests)) == ("busy", None, 1)
+    assert "quota or credit is used up" in outcome.error
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [head(), Sleep(0.02), RST],
+        [head(), FIN],
+        [head(), Send(b": ping\n\n"), delta(role="assistant"), FIN],
+        [*chunked(delta(role="assistant"))[:-1], FIN],
+        [head(), event("{nope"), HANG],
+        [*page("")],
+    ],
+    ids=["reset", "closed", "no content", "no last chunk", "no json", "empty page"],
+)
+def test_a_reply_that_breaks_off_before_its_first_content_is_asked_for_once_more(script):
+    written, outcome, requests = requests_of(script, stream("x"))
+    assert (written, outcome, len(requests)) == ("x", Outcome("stop"), 2)
+    assert len(requests_of(script, script, stream("x"))[2]) == 2
+
+
+@pytest.mark.parametrize("events", range(1, 6))
+def test_after_the_first_content_nothing_is_asked_again(events):
+    script = [head(), *(text(f"{n} ") for n in range(events)), Sleep(0.02), RST]
+    written, outcome, requests = requests_of(script)
+    assert written == "".join(f"{n} " for n in range(events))
+    assert (outcome.end, len(requests)) == ("error", 1)
+
+
+@pytest.mark.parametrize("held", [text(ANSWER[:12]), delta(reasoning="hm")], ids=["held back", "a thought"])
+def test_content_that_is_not_shown_is_content_too(held):
+    _, outcome, requests = requests_of([head(), held, Sleep(0.02), RST])
+    assert (outcome.end, len(requests)) == ("error", 1)
+
+
+def test_a_wait_that_the_server_asks_for_is_kept():
+    busy = page("", 429, Retry_After="0.2")
+    with RawServer(busy, stream("x")) as server, endpoint(server) as remote:
+        began = time.monotonic()
+        assert ask(remote)[0] == "x"
+        assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "wait"), [(429, "60", 60.0), (503, "100000", 120.0), (429, "inf", 120.0)]
+)
+def test_a_wait_that_does_not_fit_is_told_at_once(status, value, wait):
+    began = time.monotonic()
+    _, outcome, requests = requests_of(page("", status, Retry_After=value))
+    assert time.monotonic() - began < 1.0
+    assert (outcome.end, outcome.fault, outcome.retry_after, len(requests)) == ("error", "busy", wait, 1)
+
+
+def test_closing_ends_the_wait_before_the_second_request():
+    busy = page("", 429, Retry_After="0.9")
+    with RawServer(busy) as server, endpoint(server) as remote:
+        span = remote.stream(QUESTION, ANSWER, 64)
+        wait_until(lambda: span.read(0) == "" and span._reached.stage == "resting")
+        began = time.monotonic()
+        span.close()
+        wait_until(lambda: not any(t.name == "sr-edge span" for t in threading.enumerate()))
+        assert time.monotonic() - began < 0.5
+        assert len(server.requests) == 1
+
+
+# --- a context that is too long ---------------------------------------------------------------------------
+
+LONG = "".join(f"Step {n}: we add {n} and get {n * n}.\n\n" for n in range(40))
+OVERFLOWS = {
+    "OpenAI": page({"error": {"message": "Too long.", "code": "context_length_exceeded"}}, 400),
+    "llama.cpp": page(
+        {"error": {"code": 400, "message": "the request exceeds the available context size (512 tokens)",
+                   "type": "exceed_context_size_error"}}, 400,
+    ),
+    "vLLM": page({"object": "error", "message": "This model's maximum context length is 4096 tokens."}, 400),
+    "in the stream": [
+        head(), event({"error": {"message": "the request exceeds the available context size. try more"}}),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_a_context_that_is_too_long_is_sent_once_more_without_the_oldest_of_the_answer(name, api):
+    reply = [head(), text("so"), text("", "stop"), DONE]
+    with RawServer(OVERFLOWS[name], reply) as server, endpoint(server, api=api) as remote:
+        assert ask(remote, LONG) == ("so", Outcome("stop"))
+        whole, shorter = (
+            request.body["prompt"] if api == "completions" else request.body["messages"][-1]["content"]
+            for request in server.requests
+        )
+        question = "<system>Be brief.<user>how?<assistant>" if api == "completions" else ""
+        if api == "chat":
+            assert server.requests[0].body["messages"][:-1] == server.requests[1].body["messages"][:-1]
+    kept = shorter.removeprefix(question)
+    assert whole.endswith(kept)
+    assert kept.startswith("Step ")
+    assert 0.25 * len(LONG) < len(kept) <= 0.5 * len(LONG)
+
+
+def test_the_seam_knows_the_end_of_the_answer_then_too():
+    echo = [head(), text(LONG[-60:]), text("so"), text("", "stop"), DONE]
+    with RawServer(OVERFLOWS["vLLM"], echo) as server, endpoint(server, api="chat") as remote:
+        assert ask(remote, LONG)[0] == "so"
+
+
+def test_an_echo_of_what_was_left_is_dropped_too():
+    echo = stream(without_oldest_half(LONG), "so")
+    with RawServer(OVERFLOWS["vLLM"], echo) as server, endpoint(server) as remote:
+        assert ask(remote, LONG)[0] == "so"
+
+
+def test_a_context_that_is_too_long_twice_is_left():
+    with RawServer(OVERFLOWS["vLLM"], OVERFLOWS["vLLM"]) as server, endpoint(server, api="chat") as remote:
+        written, outcome = ask(remote, LONG)
+    assert (written, outcome.end, outcome.fault) == ("", "error", "request")
+    assert "maximum context length" in outcome.error
+
+
+def test_after_the_first_text_nothing_is_sent_again():
+    script = [head(), text("so "), *OVERFLOWS["in the stream"][1:]]
+    with RawServer(script) as server, endpoint(server) as remote:
+        written, outcome = ask(remote, LONG)
+    assert (written, outcome.end) == ("so ", "error")
+    assert "context size" in outcome.error
+
+
+def test_of_a_short_answer_nothing_is_left_out():
+    _, outcome, requests = requests_of(OVERFLOWS["vLLM"])
+    assert (outcome.fault, len(requests)) == ("request", 1)
+
+
+def test_a_thought_that_was_closed_in_what_is_left_out_stays_closed():
+    answer = "so\n</think>\n\n" + LONG
+    with (
+        RawServer(OVERFLOWS["vLLM"], stream("x")) as server,
+        endpoint(server, prompt=thinking_prompt) as remote,
+    ):
+        assert ask(remote, answer)[0] == "x"
+        assert "<think>\n</think>\n\nStep " in server.requests[1].body["prompt"]
 
 
 def test_what_a_server_says_is_made_harmless():
     said = "\x1b[31mred\x1b]52;c;aGk=\x07\r\nnext \u202eline \x9b0m\u2028" + 500 * "x"
-    _, outcome = span_of(*page({"error": {"message": said}}, 500))
+    _, outcome = span_of(*page({"error": {"message": said}}, 400))
     assert outcome.error.isprintable()
     assert "[31mred" in outcome.error
     assert len(outcome.error) == 300
     assert plain_line("a\n\n b\tc") == "a b c"
-
-
-def test_the_environments_proxies_are_ignored(monkeypatch):
-    with RawServer() as trap:
-        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
-            monkeypatch.setenv(name, trap.url)
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        assert span_of(*stream("x"))[0] == "x"
-        assert trap.connections == 0
 
 
 # --- silence ----------------------------------------------------------------------------------------------
@@ -512,18 +829,27 @@ def test_the_environments_proxies_are_ignored(monkeypatch):
 @pytest.mark.parametrize(
     "script",
     [
-        [HANG],
         [head(), HANG],
         [head(), *8 * [Sleep(0.03), Send(b": ping\n\n")], HANG],
         [head(), *8 * [Sleep(0.03), event({"choices": []})], HANG],
+        [head(), *8 * [Sleep(0.03), delta(reasoning="hm")], HANG],
         [Send(b"HTTP/1.1 200 OK\r\n"), *8 * [Sleep(0.03), Send(b"X-A: b\r\n")], HANG],
+        [*8 * [Sleep(0.03), Send(b"HTTP/1.1 103 Early Hints\r\n\r\n")], HANG],
     ],
-    ids=["no reply", "no body", "comments", "empty events", "drip of headers"],
+    ids=["no body", "comments", "empty events", "only a thought", "drip of headers", "flood of 1xx"],
 )
-def test_a_silent_endpoint_is_left(script):
+def test_an_endpoint_that_writes_nothing_is_left(script):
     deadlines = Deadlines(connect=5.0, first_content=0.1)
     with RawServer(script) as server, endpoint(server, deadlines=deadlines) as remote:
-        assert ask(remote) == ("", Outcome("stalled", f"{server.where} wrote nothing within 0.1 s"))
+        line = f"{server.where} wrote nothing within 0.1 s"
+        assert ask(remote) == ("", Outcome("stalled", line, fault="unreachable"))
+        assert server.client_hung_up.wait(2)
+
+
+def test_an_endpoint_that_does_not_even_answer_is_left_sooner():
+    with RawServer([HANG]) as server, endpoint(server, deadlines=Deadlines(first_byte=0.1)) as remote:
+        line = f"{server.where} did not answer within 0.1 s"
+        assert ask(remote) == ("", Outcome("stalled", line, fault="unreachable"))
         assert server.client_hung_up.wait(2)
 
 
@@ -580,13 +906,14 @@ def test_a_drip_is_cut_when_the_span_took_too_long():
             written += piece
             clock.now += 9
             drop.set()
-        assert span.outcome == Outcome("stalled", f"{server.where} was not done within 120 s")
+        line = f"{server.where} was not done within 120 s"
+        assert span.outcome == Outcome("stalled", line, fault="unreachable")
         assert 13 <= len(written) <= 14
         [drop.set() for drop in drops]
 
 
 def test_a_thought_that_is_not_taken_is_a_sign_of_life():
-    clock, thoughts = Clock(), [threading.Event() for _ in range(4)]
+    clock, thoughts = Clock(), [threading.Event() for _ in range(3)]
     thinking = [op for thought in thoughts for op in (delta(reasoning="hm"), Wait(thought))]
     with (
         RawServer([head(), *thinking, delta(content="3"), delta("stop"), DONE]) as server,
@@ -598,6 +925,40 @@ def test_a_thought_that_is_not_taken_is_a_sign_of_life():
             clock.now += 9
             thought.set()
         assert listen(span) == ("3", Outcome("stop"))
+
+
+def test_a_thought_that_is_not_taken_is_no_content():
+    clock, thoughts = Clock(), [threading.Event() for _ in range(4)]
+    thinking = [op for thought in thoughts for op in (delta(reasoning="hm"), Wait(thought))]
+    with (
+        RawServer([head(), *thinking, HANG]) as server,
+        endpoint(server, api="chat", deadlines=Deadlines(), clock=clock) as remote,
+    ):
+        span = remote.stream(QUESTION, ANSWER, 64)
+        for thought in thoughts:
+            wait_until(lambda: span.read(0) == "" and span._heard == clock.now)
+            clock.now += 9
+            thought.set()
+        assert span.read(0) is None
+        assert span.outcome.error == f"{server.where} wrote nothing within 30 s"
+        assert server.client_hung_up.wait(2)
+
+
+def test_a_computer_that_slept_takes_the_connection_for_dead():
+    awake, always = Clock(), Clock()
+    with (
+        RawServer([head(), text("so "), HANG]) as server,
+        endpoint(server, sleep_watch=lambda: SleepWatch(awake, always)) as remote,
+    ):
+        span = remote.stream(QUESTION, ANSWER, 64)
+        assert read_some(span) == "so "
+        always.now += 4.9
+        assert span.read(0) == ""
+        always.now += 0.2
+        assert span.read(0) is None
+        assert (span.outcome.end, span.outcome.fault) == ("error", "unreachable")
+        assert "this computer slept" in span.outcome.error
+        assert server.client_hung_up.wait(2)
 
 
 def test_text_that_came_in_time_is_read_however_late():
@@ -671,15 +1032,6 @@ def test_a_span_closed_before_its_connection_stands_sends_nothing(monkeypatch):
         assert server.requests == []
 
 
-def test_nothing_is_looked_up_on_a_line_that_was_hung_up(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("a name was looked up"))
-    line = Line(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), connect_timeout=1.0, timeout=1.0)
-    line.hang_up()
-    with pytest.raises(HungUpError):
-        line.send("GET", "http://some.host/", {}, None, lambda: None)
-    line.close()
-
-
 def test_the_next_span_after_a_hang_up_has_a_connection_of_its_own():
     with RawServer([head(), text("a"), HANG], stream("b")) as server, endpoint(server) as remote:
         span = remote.stream(QUESTION, ANSWER, 64)
@@ -696,6 +1048,143 @@ def test_two_spans_at_once_have_a_connection_each():
         wait_until(lambda: server.requests)
         assert ask(remote)[0] == "b"
         waiting.close()
+
+
+# --- without a span ---------------------------------------------------------------------------------------
+
+
+def test_a_preview_is_what_would_be_sent_but_for_the_key():
+    with RawServer(stream("x")) as server, endpoint(server, api_key=KEY, seed=7) as remote:
+        preview = remote.preview(QUESTION, ANSWER, 12)
+        assert server.connections == 0
+        ask(remote, max_tokens=12)
+        [request] = server.requests
+    assert preview.method == "POST"
+    assert preview.url == server.url + "/v1/completions"
+    assert preview.body == request.body
+    headers = {name.lower(): value for name, value in preview.headers.items()}
+    assert headers.pop("authorization") == "Bearer ***"
+    assert headers.items() <= request.headers.items()
+    assert KEY not in repr(preview)
+    assert preview.note == "a server without raw completions is asked in another way"
+
+
+def test_a_preview_tells_what_else_is_asked():
+    note = Endpoint("https://h", prompt=prompt, api="chat").preview(QUESTION, ANSWER, 12).note
+    assert note == "GET https://h/v1/models comes first: it asks for the model's name"
+    preview = Endpoint("https://api.openai.com", prompt=prompt, model="gpt").preview(QUESTION, ANSWER, 12)
+    assert preview.url == "https://api.openai.com/v1/chat/completions"
+    assert "without a word of yours" in preview.note
+
+
+def knocked(remote):
+    heard = queue.SimpleQueue()
+    remote.knock(heard.put)
+    return heard.get(timeout=5)
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 429])
+def test_a_knock_is_heard_by_whoever_answers_and_says_nothing(status):
+    with RawServer(page({}, status)) as server, endpoint(server) as remote:
+        assert knocked(remote) is True
+        [request] = server.requests
+        assert (request.line, request.data) == ("GET /v1/models HTTP/1.1", b"")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [page("", 500), page("", 503), [RST], [FIN], [HANG]],
+    ids=["500", "503", "reset", "closed", "silent"],
+)
+def test_a_knock_that_nobody_answers_is_told_too(script):
+    deadlines = Deadlines(connect=0.1, first_byte=0.1)
+    with RawServer(script) as server, endpoint(server, deadlines=deadlines) as remote:
+        assert knocked(remote) is False
+    with Endpoint(f"http://127.0.0.1:{free_port()}", prompt=prompt) as remote:
+        assert knocked(remote) is False
+
+
+def test_the_servers_models():
+    models = page({"object": "list", "data": [{"id": "a"}, {"id": "b"}, {"name": "c"}, 3]})
+    with RawServer(models) as server, endpoint(server) as remote:
+        assert remote.models() == ["a", "b"]
+
+
+def test_a_kept_connection_that_died_is_replaced_for_a_command_too():
+    models = page({"data": [{"id": "a"}]})
+    with RawServer(models, [RST], models) as server, endpoint(server) as remote:
+        assert [remote.models(), remote.models()] == [["a"], ["a"]]
+        assert [request.connection for request in server.requests] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (page("<html>", kind="text/html"), "/v1/models is no list; is the URL that of an OpenAI-compatible"),
+        (page({"error": "bad key " + KEY}, 401), r"does not accept the API key \(HTTP 401\): bad key \*\*\*"),
+        ([RST], "connection reset by"),
+        ([HANG], "fell silent|said nothing"),
+    ],
+    ids=["html", "401", "reset", "silent"],
+)
+def test_models_that_cannot_be_told_are_an_error_in_one_line(script, line):
+    deadlines = Deadlines(connect=0.1, first_content=0.1)
+    with RawServer(script) as server, endpoint(server, deadlines=deadlines, api_key=KEY) as remote:
+        with pytest.raises(RemoteError, match=line) as failed:
+            remote.models()
+        assert str(failed.value).isprintable()
+
+
+def test_a_name_server_that_hangs_does_not_hold_a_command(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(5) and [])
+    deadlines = Deadlines(connect=0.1, first_content=0.1)
+    with Endpoint("https://slow.host", prompt=prompt, deadlines=deadlines) as remote:
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match=r"slow\.host said nothing within 0\.2 s"):
+            remote.models()
+        assert time.monotonic() - began < 2
+    release.set()
+
+
+def test_a_survey_tells_all_that_it_finds_out():
+    found, learned = [], []
+    with (
+        RawServer(then=chat_server()) as server,
+        endpoint(server, model=None, learned=learned.append) as remote,
+    ):
+        capabilities = remote.survey(lambda dialect, verdict: found.append((dialect, verdict)))
+        assert server.requests[0].line.startswith("GET /v1/models")
+        assert not any(says_something_of_the_user(request) for request in server.requests)
+    assert learned == [capabilities]
+    assert tuple(found) == capabilities.findings
+    assert ("completions", "refused") in found
+    assert ("vllm-plain", "continues") in found
+    assert ("trailing-plain", "restarts") in found
+
+
+@pytest.mark.parametrize(
+    "end", [[HANG], [DONE, HANG], [FIN], [RST]], ids=["open", "open after done", "closed", "reset"]
+)
+def test_a_survey_waits_for_no_reply_that_has_ended(end):
+    def script(request):
+        whole = chat_server()(request)
+        return whole if request.path != CHAT else [head(), delta(content=" g h i"), delta("stop"), *end]
+
+    with (
+        RawServer(then=script) as server,
+        endpoint(server, deadlines=replace(SOON, linger=0.01), api="auto") as remote,
+    ):
+        began = time.monotonic()
+        assert remote.survey(full=False).text == "reasoning", "the first that works"
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_survey_of_a_server_that_answers_nothing_is_an_error():
+    with RawServer(then=page({"error": "no"}, 401)) as server, endpoint(server) as remote:
+        with pytest.raises(RemoteError, match="wants an API key"):
+            remote.survey()
+        assert remote.capabilities is None
 
 
 # --- keys -------------------------------------------------------------------------------------------------
@@ -730,7 +1219,7 @@ def test_without_a_key_none_is_sent():
 @pytest.mark.parametrize("key", ["two words", "line\nend", "schlüssel", "tab\t"])
 def test_a_key_that_no_header_can_carry_is_refused_without_quoting_it(key):
     with pytest.raises(UsageError) as refused:
-        Endpoint("http://h", prompt=prompt, api_key=key)
+        Endpoint("https://h", prompt=prompt, api_key=key)
     assert key not in str(refused.value)
 
 
@@ -747,7 +1236,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_quoting_it(key):
     ],
 )
 def test_urls_with_and_without_a_path(url, base):
-    assert repr(Endpoint(url, prompt=prompt)) == f"Endpoint({base!r}, model=None)"
+    assert repr(Endpoint(url, prompt=prompt, plain_http=True)) == f"Endpoint({base!r}, model=None)"
 
 
 @pytest.mark.parametrize(
@@ -769,5 +1258,5 @@ def test_nothing_is_opened_before_the_first_span(monkeypatch):
 
     monkeypatch.setattr(socket, "socket", fail)
     monkeypatch.setattr(socket, "create_connection", fail)
-    with Endpoint("http://h", prompt=prompt) as remote:
+    with Endpoint("https://h", prompt=prompt) as remote:
         assert remote.name == "h"

@@ -1,6 +1,19 @@
 """The large model: whatever can continue an answer that the small one began.
 
-`endpoint` asks an OpenAI-compatible server over HTTP: `dialect` says how, `asking` does it on a thread over a
-`line` that can be hung up, `sse` and `reply` read what comes back. `local_gguf` runs a second GGUF in this
-process and opens no socket. Nothing is imported here: who needs no network never loads httpx.
+`endpoint` asks an OpenAI-compatible server over HTTP. What must be known for that:
+
+    dialects   by which convention, of those that there are      probe      which of them a server understands
+    seam       what of a reply reads on from the answer          reply      what a reply says, read from `sse`
+    failure    what a failure means                              retry      whether to ask once more
+    overflow   what to leave out where there is too much         known      what was found out in earlier runs
+
+and how it is done:
+
+    egress     the one way out: makes `line`s, connections that can be hung up
+    server     what all requests to one endpoint share           calling    requests, one after the other
+    asking     one span, on a thread that nobody waits for       errand     questions of our own
+    deadlines  how long all of it may take
+
+`rehearsal` shows what would leave. `local_gguf` runs a second GGUF in this process and opens no socket.
+Nothing is imported here: who needs no network never loads httpx.
 """

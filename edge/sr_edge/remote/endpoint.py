@@ -8,40 +8,47 @@ by a read, not by a close, not by the end of the process.
 from __future__ import annotations
 
 import queue
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
-
-import httpx
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from sr_edge.errors import UsageError
-from sr_edge.remote.asking import Asking, Connected, Content, Finished, Over, Server
-from sr_edge.remote.dialect import Dialect
+from sr_edge.remote import errand
+from sr_edge.remote.arrivals import Arrival, Content, Finished, Over, Reached
+from sr_edge.remote.asking import Asking
+from sr_edge.remote.deadlines import Deadlines, SleepWatch
+from sr_edge.remote.dialects import Capabilities, dialect_named
+from sr_edge.remote.egress import Door, site_of
 from sr_edge.remote.reply import plain_line
+from sr_edge.remote.server import Server
 from sr_edge.split import Message, Outcome, Prompt
+
+__all__ = ["Deadlines", "Endpoint", "EndpointStream", "Preview"]
+
+_DEADLINES = Deadlines()
 
 
 @dataclass(frozen=True, slots=True)
-class Deadlines:
-    """Seconds on our own clock, whatever httpx or the operating system may be waiting for."""
+class Preview:
+    """The request that a span would begin with."""
 
-    connect: float = 4.0
-    """From asking until the request leaves: name look-up, connection, TLS."""
-    first_content: float = 15.0
-    """From asking to the first thing written, reasoning that is no part of the span included."""
-    idle: float = 10.0
-    """Between two things written. Comments and empty events are none."""
-    total: float = 120.0
-    linger: float = 0.5
-    """From the finish reason to the usage that may follow it."""
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    """The key as ***."""
+    body: Mapping[str, Any]
+    note: str
+    """What else may be asked, and when; empty if nothing."""
 
 
 class Endpoint:
-    """Continues answers through raw completions or chat completions.
+    """Continues answers by whatever convention the server understands (`dialects`).
 
-    Raw completions continue exactly what was sent, an open think block included, in the local model's own
-    template. Chat is for servers without them: the partial answer is then the last message.
+    Where none is named and none known, the first span is sent to raw completions, which continue exactly what
+    they are sent. A server without them is surveyed first, without a word of the user's.
     """
 
     def __init__(
@@ -51,12 +58,21 @@ class Endpoint:
         prompt: Callable[[Sequence[Message]], Prompt],
         model: str | None = None,
         api_key: str | None = None,
-        api: Literal["auto", "completions", "chat"] = "auto",
+        api: str = "auto",
+        capabilities: Capabilities | None = None,
+        learned: Callable[[Capabilities], None] = lambda capabilities: None,
         temperature: float = 0.6,
         top_p: float = 0.95,
         seed: int | None = None,
-        deadlines: Deadlines = Deadlines(),
+        deadlines: Deadlines = _DEADLINES,
+        plain_http: bool = False,
+        ca_file: Path | None = None,
+        proxy: str | None = None,
+        door: Door | None = None,
+        name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep_watch: Callable[[], SleepWatch] = SleepWatch,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         """Opens nothing and sends nothing: the first span does.
 
@@ -64,39 +80,96 @@ class Endpoint:
             url: a path is taken as it is; none means `/v1`.
             prompt: renders a conversation as the local model reads it.
             model: None asks the server for its first one, just before the first span.
-            api: auto tries completions, and chat where the server has none.
+            api: auto, or the name of a dialect: then no other is tried.
+            capabilities: what is known of the server already.
+            learned: told of what is found out, on a thread of the endpoint's own.
+            plain_http, ca_file, proxy: see `site_of`.
+            door: None opens one of its own.
+            name: the user's for this remote; None shows the model's.
             clock: seconds, monotonic.
+            sleep_watch: begins to watch whether the machine sleeps, for each span.
+            jitter: from 0 to 1.
         Raises:
-            UsageError: the URL or the key cannot be meant.
+            UsageError: the URL, the key or the API can't be meant.
         """
-        base, where = _parse_url(url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise UsageError("the API key holds a space, a line end or another character that no key has")
-        sampling = {"temperature": temperature, "top_p": top_p} | ({} if seed is None else {"seed": seed})
         self._prompt = prompt
-        self._deadlines = deadlines
+        self._name = name
         self._clock = clock
+        self._sleep_watch = sleep_watch
+        self._jitter = jitter
         self._server = Server(
-            base,
-            where,
+            site_of(url, plain_http=plain_http, ca_file=ca_file, proxy=proxy),
+            door or Door(),
             key=api_key or None,
             model=model,
-            dialect=Dialect("chat" if api == "chat" else "completions", is_settled=api != "auto"),
-            sampling=sampling,
-            connect_timeout=deadlines.connect,
-            timeout=deadlines.total,
+            pinned=None if api == "auto" else dialect_named(api),
+            capabilities=capabilities,
+            learned=learned,
+            sampling={"temperature": temperature, "top_p": top_p} | ({} if seed is None else {"seed": seed}),
+            deadlines=deadlines,
             clock=clock,
         )
 
     @property
     def name(self) -> str:
-        """The model's; until it is known, the host's."""
-        return plain_line(self._server.model or "", limit=100) or self._server.where
+        """The user's own; else the model's; until it is known, the host's."""
+        return self._name or plain_line(self._server.model or "", limit=100) or self.where
+
+    @property
+    def where(self) -> str:
+        """Host and port."""
+        return self._server.site.where
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What is known of the server."""
+        return self._server.capabilities
 
     def stream(self, messages: Sequence[Message], answer: str, max_tokens: int) -> EndpointStream:
-        asking = Asking(self._server, tuple(messages), self._prompt(messages), answer, max_tokens)
+        asking = self._asking(messages, answer, max_tokens)
+        deadlines, watch = self._server.deadlines, self._sleep_watch()
+        stream = EndpointStream(asking, self.where, deadlines, self._clock, watch)
         asking.start()
-        return EndpointStream(asking, self._server.where, self._deadlines, self._clock)
+        return stream
+
+    def preview(self, messages: Sequence[Message], answer: str, max_tokens: int) -> Preview:
+        """What `stream` would send first. Opens nothing and sends nothing."""
+        dialect, body, note = self._asking(messages, answer, max_tokens).preview()
+        headers = {**self._server.headers(is_shown=True), "Content-Type": "application/json"}
+        return Preview("POST", self._server.site.base + dialect.path, headers, body, note)
+
+    def knock(self, heard: Callable[[bool], None]) -> None:
+        """Find out whether anybody answers, without a word of the user's. Returns at once.
+
+        Args:
+            heard: told so, once, on a thread of the endpoint's own.
+        """
+        errand.knock(self._server, heard)
+
+    def models(self) -> list[str]:
+        """Names of the server's models.
+
+        Raises:
+            RemoteError: it can't be asked, or gives no list.
+            OfflineError: nothing is sent.
+        """
+        return errand.models(self._server)
+
+    def survey(
+        self, report: Callable[[str, str], None] = lambda dialect, verdict: None, *, full: bool = True
+    ) -> Capabilities:
+        """Find out what the server can do, with texts of our own; `learned` is told too.
+
+        Args:
+            report: told of each dialect's verdict as it is known.
+            full: try all dialects, even after one that works.
+        Raises:
+            RemoteError: it can't be asked, or understands none.
+            OfflineError: nothing is sent.
+        """
+        return errand.survey(self._server, self._prompt, report, full=full)
 
     def close(self) -> None:
         """Let go of the connection that is kept for the next span."""
@@ -109,22 +182,34 @@ class Endpoint:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Endpoint({self._server.base!r}, model={self._server.model!r})"
+        return f"Endpoint({self._server.site.base!r}, model={self._server.model!r})"
+
+    def _asking(self, messages: Sequence[Message], answer: str, max_tokens: int) -> Asking:
+        prompt = self._prompt(messages)
+        return Asking(self._server, tuple(messages), prompt, answer, max_tokens, jitter=self._jitter)
 
 
 class EndpointStream:
     """One span as it is read. For one thread."""
 
-    def __init__(self, asking: Asking, where: str, deadlines: Deadlines, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        asking: Asking,
+        where: str,
+        deadlines: Deadlines,
+        clock: Callable[[], float],
+        watch: SleepWatch,
+    ) -> None:
         self._asking = asking
         self._where = where
         self._deadlines = deadlines
         self._clock = clock
+        self._watch = watch
         self._asked = clock()
-        self._is_connected = False
-        self._heard: float | None = None  # when something was last written
+        self._reached = Reached(self._asked, "dialling")
+        self._heard: float | None = None  # when something was last written, reasoning included
         self._texts: list[str] = []
-        self._characters = 0
+        self._characters = 0  # taken, read or not
         self._finished: Finished | None = None
         self._outcome: Outcome | None = None
 
@@ -143,7 +228,6 @@ class EndpointStream:
             elif not self._wait(min(until, deadline) - now):
                 until = now  # one last look at the deadline
             text = self._take_arrived()
-        self._characters += len(text)
         return None if self._is_over() and not text else text
 
     @property
@@ -182,12 +266,13 @@ class EndpointStream:
         self._texts.clear()
         return text
 
-    def _take(self, arrival: Connected | Content | Finished | Over) -> None:
+    def _take(self, arrival: Arrival) -> None:
         match arrival:
-            case Connected():
-                self._is_connected = True
+            case Reached():
+                self._reached = arrival
             case Content():
                 self._heard = arrival.at
+                self._characters += len(arrival.text)
                 self._texts.append(arrival.text)
             case Finished():
                 self._finished = arrival
@@ -199,40 +284,22 @@ class EndpointStream:
         limits, where = self._deadlines, self._where
         if self._finished is not None:
             return self._finished.at + limits.linger, self._finished.outcome
-        line = f"{where} was not done within {limits.total:g} s"
-        deadlines = [(self._asked + limits.total, Outcome("stalled", line))]
-        if not self._is_connected:
+        if self._watch.has_slept():
+            line = f"this computer slept: the connection to {where} is taken for dead"
+            return self._asked, Outcome("error", line, fault="unreachable")
+        waits = [(self._asked + limits.total, f"{where} was not done within {limits.total:g} s")]
+        if self._reached.stage == "dialling":
             line = f"remote unreachable: no connection to {where} within {limits.connect:g} s"
-            deadlines.append((self._asked + limits.connect, Outcome("error", line)))
-        if self._heard is None:
+            waits.append((self._reached.at + limits.connect, line))
+        if self._reached.stage == "sent":
+            line = f"{where} did not answer within {limits.first_byte:g} s"
+            waits.append((self._reached.at + limits.first_byte, line))
+        if self._characters == 0:
             line = f"{where} wrote nothing within {limits.first_content:g} s"
-            deadlines.append((self._asked + limits.first_content, Outcome("stalled", line)))
-        else:
+            waits.append((self._asked + limits.first_content, line))
+        if self._heard is not None:
             line = f"{where} fell silent for {limits.idle:g} s after {self._characters} characters"
-            deadlines.append((self._heard + limits.idle, Outcome("stalled", line)))
-        return min(deadlines, key=lambda d: d[0])
-
-
-def _parse_url(url: str) -> tuple[str, str]:
-    """The URL that paths are put behind, and host and port in words.
-
-    Raises:
-        UsageError: it cannot be the address of an endpoint. The message quotes no credentials.
-    """
-    try:
-        parsed = httpx.URL(url.strip())
-    except httpx.InvalidURL as error:
-        raise UsageError(f"not a URL: {str(error).partition(':')[0]}") from None
-    if parsed.userinfo or "@" in url.partition("://")[2].partition("/")[0]:
-        raise UsageError("the URL holds a user name or a password: give the API key apart from it")
-    if parsed.scheme not in ("http", "https"):
-        raise UsageError(f"{url!r} is not the URL of an endpoint: it must begin with http:// or https://")
-    if not parsed.host:
-        raise UsageError(f"{url!r} names no host")
-    if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise UsageError(f"{url!r} names a port that does not exist: ports are 1 to 65535")
-    if parsed.query or parsed.fragment:
-        raise UsageError("the URL of an endpoint ends with its path: it takes no ? and no #")
-    where = parsed.netloc.decode("ascii")
-    path = parsed.raw_path.decode("ascii").rstrip("/") or "/v1"
-    return f"{parsed.scheme}://{where}{path}", where
+            waits.append((self._heard + limits.idle, line))
+        at, line = min(waits)
+        end: Literal["error", "stalled"] = "error" if line.startswith("remote unreachable") else "stalled"
+        return at, Outcome(end, line, fault="unreachable")

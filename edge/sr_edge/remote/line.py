@@ -1,144 +1,247 @@
-"""One HTTP connection, on which another thread can hang up, and what its failures mean in plain words.
+"""One HTTP connection, on which another thread can hang up. Only the door of `egress` makes one.
 
-httpx alone does not do it: closing a response from outside leaves a blocked read blocked until its own
-timeout. Shutting the socket down wakes it at once.
+HTTP is httpx's, the socket is that of `wire`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import socket
+import logging
+import re
 import ssl
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import httpcore
 import httpx
 
+from sr_edge.remote.exchange import CutOffError, NoAnswerError, NoHttpError, ProxyRefusedError, Reply, Stage
+from sr_edge.remote.wire import Wire
 
-class HungUpError(Exception):
-    """This side hung up before the request had left."""
+MAX_HEAD = 64 << 10  # bytes of a reply's head
+THREADS = "sr-edge"
+"""How the names of all threads begin that use a line."""
+
+MAX_IDLE = 60.0  # seconds that a kept connection is trusted
 
 
 class Line:
-    """A client that holds one connection and keeps it between requests.
+    """One connection, made when it is first used and kept between requests.
 
-    One thread sends and reads; any thread may `hang_up`, after which the line is of no more use.
-    Redirects are not followed, the environment's proxies and certificates not used.
+    One thread sends and reads, one request after the other; any thread may `hang_up`, after which the line is
+    of no more use. Redirects are not followed, the environment's proxies and certificates not used.
     """
 
-    def __init__(self, tls: ssl.SSLContext, *, connect_timeout: float, timeout: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        proxy: tuple[str, int] | None,
+        may_reach: Callable[[str], bool],
+        connect_timeout: float,
+    ) -> None:
         """Args:
-        connect_timeout, timeout: seconds for each operation; a backstop behind the caller's deadlines.
+        tls: None speaks plain HTTP.
+        proxy: host and port of one that connects us through, for TLS only.
+        may_reach: whether an address that `host` resolves to may be connected to.
+        connect_timeout: seconds for all addresses and TLS; a backstop behind the caller's deadlines.
         """
+        assert tls is not None or proxy is None, "a proxy would read along"
+        self._base = httpx.URL(scheme="http" if tls is None else "https", host=host, port=port)
+        self._wire = Wire(may_reach=None if proxy else may_reach, connect_timeout=connect_timeout)
         self._client = httpx.Client(
-            verify=tls,
-            timeout=httpx.Timeout(timeout, connect=connect_timeout),
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60.0),
+            transport=_Transport(self._wire, tls, proxy),
             trust_env=False,
             follow_redirects=False,
+            timeout=None,
         )
-        self._lock = threading.Lock()
-        self._hung_up = False
-        self._socket: socket.socket | None = None
-        self._ready: Callable[[], None] | None = None
+        self._tally = _Tally()
+        self._tell: Callable[[Stage], None] = lambda stage: None
+        self._idle_since: float | None = None
+        self._is_used = False
         self.is_fresh = True
-        """The connection was opened for the last request, not for one before it."""
+        """The connection was made for the last request, not for one before it."""
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, ready: Callable[[], None]
-    ) -> httpx.Response:
-        """The response with its body unread; the caller closes it.
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        timeout: float,
+        tell: Callable[[Stage], None],
+    ) -> Reply:
+        """The reply, with its body unread.
 
         Args:
-            ready: called when there is a connection and the request is about to leave on it.
+            timeout: seconds for the whole exchange, body included; a backstop behind the caller's deadlines.
         Raises:
-            httpx.TransportError: see `failure_line`.
-            HungUpError: `hang_up` came first; nothing was sent.
+            HungUpError
+            OSError, NoHttpError, ForbiddenPeerError, ProxyRefusedError: see `failure`.
         """
-        self._ready = ready
-        self.is_fresh = False
+        self._wire.until = time.monotonic() + timeout
+        self._wire.dialling, self._wire.receiving = self._dialling, self._receiving
+        self._tell, self._tally, self.is_fresh = tell, _Tally(), False
+        self._is_used, self._idle_since = True, None
         request = self._client.build_request(
-            method, url, headers=headers, content=body, extensions={"trace": self._trace}
+            method, self._base.join(target), headers=headers, content=body, extensions={"trace": self._trace}
         )
-        return self._client.send(request, stream=True)
+        response = self._client.send(request, stream=True)
+        ends_by_itself = "content-length" in response.headers or "transfer-encoding" in response.headers
+        return Reply(response.status_code, dict(response.headers), ends_by_itself, self._body(response))
+
+    @property
+    def can_send(self) -> bool:
+        """Whether it can carry a request, the first one or, the reply before it read to its end, the next.
+
+        Bytes that came after that reply would pass for the next one: a line that has any is of no use.
+        """
+        if self._wire.is_hung_up:
+            return False
+        if not self._is_used:
+            return True
+        is_young = self._idle_since is not None and time.monotonic() - self._idle_since < MAX_IDLE
+        return is_young and self._tally.is_clean and not self._wire.has_more()
+
+    def hurry(self, seconds: float) -> None:
+        """The exchange has so much time left, at most. For the thread that sends and reads."""
+        self._wire.until = min(self._wire.until, time.monotonic() + seconds)
 
     def hang_up(self) -> None:
-        with self._lock:
-            self._hung_up = True
-            if self._socket is not None:
-                with contextlib.suppress(OSError):  # it is not connected any more
-                    self._socket.shutdown(socket.SHUT_RDWR)
+        self._wire.hang_up()
 
     def close(self) -> None:
-        """For the thread that sends and reads, when no response is open."""
+        """For the thread that sends and reads."""
         self._client.close()
-        with self._lock:
-            self._hung_up = True
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+        self._wire.close()
+
+    def _body(self, response: httpx.Response) -> Iterator[bytes]:
+        try:
+            yield from response.iter_raw()
+            self._idle_since = time.monotonic()
+        finally:
+            response.close()
+
+    def _dialling(self) -> None:
+        self.is_fresh = True
+        self._tell("dialling")
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         """httpcore says what it is about to do and what it has done."""
-        if event == "connection.connect_tcp.started":
-            if self._hung_up:
-                raise HungUpError
-        elif event == "connection.connect_tcp.complete":
-            self.is_fresh = True
-            self._adopt(info["return_value"].get_extra_info("socket"))
-        elif event.endswith(".send_request_headers.started") and self._ready is not None:
-            self._ready()
+        if event == "http11.send_request_headers.started":
+            self._tally = _Tally()
+            self._tell("sent")
 
-    def _adopt(self, connection: socket.socket) -> None:
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-            self._socket = connection.dup()  # TLS takes the original's descriptor away
-            hung_up = self._hung_up
-        if hung_up:
-            connection.close()
-            raise HungUpError
+    def _receiving(self, data: bytes) -> None:
+        if not self._tally.has_begun:
+            if not data:
+                raise NoAnswerError
+            self._tell("answered")
+        self._tally.add(data)
+        if self._tally.head_length > MAX_HEAD:
+            raise NoHttpError(f"the head of the reply is larger than {MAX_HEAD >> 10} KiB")
 
 
-def failure_line(error: Exception, where: str) -> str:
-    """What a failed request means, and what mends it, in one line.
+class _Transport(httpx.BaseTransport):
+    """One connection of httpcore's over our wire."""
 
-    Args:
-        where: host and port.
-    """
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return (
-                f"remote unreachable: the certificate of {where} is not valid for it "
-                f"({cause.verify_message or cause.reason}); nothing was sent"
+    def __init__(self, wire: Wire, tls: ssl.SSLContext | None, proxy: tuple[str, int] | None) -> None:
+        for name in ("httpcore.http11", "httpcore.proxy"):
+            logging.getLogger(name).addFilter(_is_not_ours)
+        tls = tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody: no TLS is meant here
+        if proxy is None:
+            self._pool = httpcore.ConnectionPool(ssl_context=tls, max_connections=1, network_backend=wire)
+        else:
+            self._pool = httpcore.HTTPProxy(
+                httpcore.URL(scheme=b"http", host=proxy[0].encode(), port=proxy[1], target=b"/"),
+                ssl_context=tls,
+                max_connections=1,
+                network_backend=wire,
             )
-        if isinstance(cause, ssl.SSLError):
-            return f"remote unreachable: no TLS with {where} ({cause.reason}); is it http://, not https://?"
-        if isinstance(cause, socket.gaierror):
-            return f"remote unreachable: no address known for {where}; check the URL and the network"
-    for cause in causes:
-        if isinstance(cause, ConnectionRefusedError):
-            return f"remote unreachable: connection refused at {where}; is the server running there?"
-        if isinstance(cause, OSError) and cause.errno in _UNREACHABLE:
-            return f"remote unreachable: no route to {where}; check the network"
-        if isinstance(cause, ConnectionResetError | BrokenPipeError):
-            return f"connection reset by {where}"
-    if isinstance(error, httpx.ConnectTimeout):
-        return f"remote unreachable: no connection to {where} in time; check the URL and the network"
-    if isinstance(error, httpx.TimeoutException):
-        return f"{where} fell silent"
-    if isinstance(error, httpx.RemoteProtocolError):
-        return f"{where} broke off or does not speak HTTP ({error})"
-    return f"{type(error).__name__} with {where}"
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        try:
+            response = self._pool.handle_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(
+                        scheme=request.url.raw_scheme,
+                        host=request.url.raw_host,
+                        port=request.url.port,
+                        target=request.url.raw_path,
+                    ),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        except httpcore.ProxyError as error:
+            raise ProxyRefusedError(str(error)) from error
+        except httpcore.ProtocolError as error:
+            raise NoHttpError(str(error)) from error
+        return httpx.Response(response.status, headers=response.headers, stream=_Body(response))
+
+    def close(self) -> None:
+        self._pool.close()
 
 
-_UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL}
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """httpcore logs all headers of a reply, and a server may send our key back in one."""
+    return not (record.threadName or "").startswith(THREADS)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+class _Body(httpx.SyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._response.iter_stream()
+        except httpcore.ProtocolError as error:
+            raise CutOffError(str(error)) from None
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class _Tally:
+    """Whether all that came belongs to the reply: what follows its end would pass for the next one."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._length: int | None = None  # that the head announces; None before its end, and for chunks
+        self._after = 0  # bytes that followed the head
+        self._last = b""
+        self.has_begun = False
+
+    def add(self, data: bytes) -> None:
+        self.has_begun = True
+        self._last = (self._last + data)[-_LAST_CHUNK_LENGTH:]
+        if self._head.endswith(_END_OF_HEAD):
+            self._after += len(data)
+            return
+        head, end, after = (self._head + data).partition(_END_OF_HEAD)
+        self._head, self._after = head + end, len(after)
+        if end:
+            announced = _LENGTH.search(head)
+            self._length = int(announced[1]) if announced else None
+
+    @property
+    def head_length(self) -> int:
+        return len(self._head)
+
+    @property
+    def is_clean(self) -> bool:
+        if self._length is not None:
+            return self._after == self._length
+        return self._last == _LAST_CHUNK
+
+
+_END_OF_HEAD = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?=\r|$)", re.IGNORECASE)
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+_LAST_CHUNK_LENGTH = len(_LAST_CHUNK)

@@ -9,26 +9,32 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from sr_edge.remote.seam import Seam
 from sr_edge.remote.sse import ServerSentEvent
 
 CLOSE_THINK = "</think>"
 DONE = "[DONE]"
-MIN_ECHO = 8
-"""Characters. A shorter answer may well be repeated by a continuation that means it: "ha", "ha ha"."""
 
+_DONE = frozenset(
+    {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "completed", "complete", "word", "end"}
+)
+_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "limit", "model_length"})
 _FAILED = {
     "error": "the remote broke off with an error",
     "content_filter": "the remote's content filter cut it off",
     "insufficient_system_resource": "the remote ran out of resources",
 }
-"""Finish reasons that mean a failure. All others mean that the remote was done."""
+"""Finish reasons. What is in none of the three is a failure too: tool calls, and what we don't know."""
 
 
 class ReplyError(Exception):
     """The reply says that it failed. The message may quote the server: see `plain_line`."""
+
+    text = ""
+    """What the same event added to the span; it counts."""
 
 
 class UnreadableError(ReplyError):
@@ -38,13 +44,14 @@ class UnreadableError(ReplyError):
 class ReplyReader:
     """Folds one reply into text. Nothing is complete until `finished` or `done` says so."""
 
-    def __init__(self, *, thinking: bool, echoes: Sequence[str] = ()) -> None:
+    def __init__(self, *, thinking: bool, seam: Seam | None = None) -> None:
         """Args:
-        thinking: the answer so far ends inside an open think block, so reasoning continues it.
-        echoes: texts that the server may repeat before it goes on.
+        thinking: the answer so far ends inside an open think block, so reasoning continues it: unless `seam`
+            knows that the dialect asks for something else.
+        seam: what joins the reply to the answer.
         """
-        self._thinking = thinking
-        self._echo = EchoFilter(echoes)
+        self._thinking = thinking and (seam is None or seam.takes_reasoning)
+        self._seam = seam
         self._field: Literal["content", "reasoning"] | None = None  # which one speaks, inside a think block
         self.characters = 0
         """Of the span's text so far."""
@@ -54,6 +61,9 @@ class ReplyReader:
         """`[DONE]` was seen."""
         self.left_thought = False
         """The thought that we continue was closed: what the server goes on to write is not our span's."""
+        self.model: str | None = None
+        """The one that answers, as the reply names it. It need not be the one that was asked."""
+        self._last_id = ""
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
 
@@ -70,31 +80,41 @@ class ReplyReader:
         data = event.data.strip()
         if not data or self.done or self.left_thought:
             return None
+        if event.id and event.id == self._last_id:
+            return None  # sent twice. Equal text is no sign of that: "ha ha"
+        self._last_id = event.id
         if data == DONE:
             self.done = True
             return None
-        body = parse_object(data)
+        body = _parse_error(data) if event.type == "error" else parse_object(data)
         if event.type == "error":
-            raise ReplyError(f"the remote reported an error: {error_text(body)}")
+            raise ReplyError(_reported(body))
         return self.push_body(body)
 
     def push_body(self, body: Mapping[str, Any]) -> str | None:
         """As `push`, for a parsed event or a whole reply that did not come as a stream."""
         if body.get("error"):
-            raise ReplyError(f"the remote reported an error: {error_text(body)}")
+            raise ReplyError(_reported(body))
         self._read_usage(body.get("usage"))
+        self.model = _text(body.get("model")) or self.model
         choice = _first_choice(body.get("choices"))
         if choice is None:
             return None
         text = None if self.finished else self._read_text(choice)
-        self._read_finish(choice.get("finish_reason"))
         if text is not None:
             self.characters += len(text)
+        try:
+            if choice.get("error"):
+                raise ReplyError(_reported(choice))
+            self._read_finish(choice.get("finish_reason"))
+        except ReplyError as failed:
+            failed.text = (text or "") + self.flush()
+            raise
         return text
 
     def flush(self) -> str:
-        """Text that was held back as a possible echo and is none, once the reply is complete."""
-        text = self._echo.flush()
+        """Text that was held back as a possible repetition and is none, once the reply is complete."""
+        text = self._seam.flush() if self._seam is not None else ""
         self.characters += len(text)
         return text
 
@@ -106,25 +126,33 @@ class ReplyReader:
         reasoning = _text(part.get("reasoning_content")) or _text(part.get("reasoning"))
         if not self._thinking:
             if content:
-                return self._echo.push(content)
+                return self._join(content)
             return "" if reasoning else None
         text = ""
         if reasoning and self._field != "content":
             self._field = "reasoning"
-            text = self._echo.push(reasoning)
+            text = self._join(reasoning)
         if content and self._field == "reasoning":
             self.left_thought = True
         elif content:
             self._field = "content"
-            text += self._echo.push(content)
+            text += self._join(content)
         return text if content or reasoning else None
 
+    def _join(self, text: str) -> str:
+        return text if self._seam is None else self._seam.push(text)
+
     def _read_finish(self, reason: object) -> None:
-        if not isinstance(reason, str):
+        if not isinstance(reason, str) or not reason or self.finished is not None:
             return
-        if reason in _FAILED:
-            raise ReplyError(_FAILED[reason])
-        self.finished = "cap" if reason in ("length", "max_tokens") else "stop"
+        name = reason.lower()
+        if name in _DONE:
+            self.finished = "stop"
+        elif name in _CUT:
+            self.finished = "cap"
+        else:
+            shown = plain_line(reason, limit=60)
+            raise ReplyError(_FAILED.get(name, f"the remote ended with finish reason {shown!r}"))
 
     def _read_usage(self, usage: object) -> None:
         if isinstance(usage, Mapping):
@@ -132,53 +160,56 @@ class ReplyReader:
             self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
 
 
-class EchoFilter:
-    """Drops the sent text where a reply repeats it at its beginning, before going on."""
-
-    def __init__(self, echoes: Sequence[str]) -> None:
-        self._echoes = sorted({e for e in echoes if len(e) >= MIN_ECHO}, key=len, reverse=True)
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """The text that is certain to be new; what may still become an echo is held back."""
-        if not self._echoes:
-            return text
-        self._held += text
-        if any(len(e) > len(self._held) and e.startswith(self._held) for e in self._echoes):
-            return ""
-        new = self.flush()
-        self._echoes = []
-        return new
-
-    def flush(self) -> str:
-        """What was held back, but for a text that it repeats in full."""
-        held, self._held = self._held, ""
-        return next((held[len(e) :] for e in self._echoes if held.startswith(e)), held)
-
-
 def parse_object(text: str | bytes) -> dict[str, Any]:
     """Raises:
     UnreadableError: not JSON, or not an object.
     """
     try:
-        body = json.loads(text)
+        body = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        shown = text[:1000] if isinstance(text, str) else text[:1000].decode("utf-8", "replace")
         raise UnreadableError(f"the remote sent something that is not JSON: {shown}") from None
     if not isinstance(body, dict):
-        raise UnreadableError(f"the remote sent JSON that is not an object: {body!r}")
+        raise UnreadableError(f"the remote sent JSON that is not an object: {_as_json(body)}")
     return body
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _parse_error(text: str) -> dict[str, Any]:
+    """An error event's data, which need not be JSON."""
+    try:
+        return parse_object(text)
+    except UnreadableError:
+        return {"error": text}
+
+
+def _reported(body: Mapping[str, Any]) -> str:
+    return f"the remote reported an error: {error_text(body)}"
 
 
 def error_text(body: Mapping[str, Any]) -> str:
     """What an error body says, in the shapes of OpenAI, FastAPI, Ollama and llama.cpp."""
+    return _error_text(body, depth=0)
+
+
+def _error_text(body: Mapping[str, Any], depth: int) -> str:
     for key in ("error", "message", "detail"):
         value = body.get(key)
         if isinstance(value, Mapping):
-            return error_text(value) or json.dumps(value)
+            return (_error_text(value, depth + 1) if depth < 8 else "") or _as_json(value)
         if value and not isinstance(value, bool):
-            return value if isinstance(value, str) else json.dumps(value)
+            return value if isinstance(value, str) else _as_json(value)
     return ""
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value)[:1000]
+    except (ValueError, RecursionError):
+        return "something that is nested too deeply to be shown"
 
 
 def plain_line(text: str, limit: int = 300) -> str:

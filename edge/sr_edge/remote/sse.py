@@ -1,7 +1,8 @@
 """Server-sent events, decoded as their bytes arrive. Pure: any cut of the bytes gives the same events.
 
 Framing only: what the data means is the reader's affair. Unlike a browser, we let the last event be used
-when the stream ends without the blank line that should follow it (`flush`): servers do send it so.
+when the stream ends without the blank line that should follow it (`flush`): servers do send it so. And a
+field named `error` is an event of that type: llama.cpp's server told errors that way until September 2025.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -25,6 +26,8 @@ class SseLimitError(ValueError):
 class ServerSentEvent:
     data: str
     type: str = "message"
+    id: str = ""
+    """The event's own: unlike a browser's, it is not that of an earlier event."""
 
 
 class SseDecoder:
@@ -37,6 +40,7 @@ class SseDecoder:
         self._data: list[str] = []
         self._size = 0  # bytes in _data
         self._type = ""
+        self._id = ""
         self._after_cr = False
         self._first_line = True
 
@@ -77,16 +81,21 @@ class SseDecoder:
             return
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if name == b"data":
+        if name in (b"data", b"error"):
+            if name == b"error":
+                self._type = "error"
             self._size += len(value) + 1
             if self._size > self._max_event:
                 raise SseLimitError(f"an event of the stream is larger than {self._max_event} bytes")
             self._data.append(value.decode("utf-8", "replace"))
         elif name == b"event":
             self._type = value.decode("utf-8", "replace")
+        elif name == b"id" and b"\0" not in value:
+            self._id = value.decode("utf-8", "replace")
 
     def _end_event(self) -> Iterator[ServerSentEvent]:
-        data, type_ = self._data, self._type
-        self._data, self._size, self._type = [], 0, ""
-        if data:
-            yield ServerSentEvent("\n".join(data), type_ or "message")
+        event = ServerSentEvent("\n".join(self._data), self._type or "message", self._id)
+        has_data = bool(self._data)
+        self._data, self._size, self._type, self._id = [], 0, "", ""
+        if has_data:
+            yield event

@@ -1,0 +1,144 @@
+"""What all requests to one endpoint share: its address and key, what was learned of it, the kept line."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sr_edge.remote.deadlines import Deadlines
+from sr_edge.remote.dialects import Capabilities, Dialect, Quirks
+from sr_edge.remote.egress import Door, Site
+from sr_edge.remote.reply import plain_line
+
+if TYPE_CHECKING:
+    from sr_edge.remote.line import Line
+
+
+class Server:
+    """The only owner of what was learned and of the line that is kept for the next request."""
+
+    def __init__(
+        self,
+        site: Site,
+        door: Door,
+        *,
+        key: str | None,
+        model: str | None,
+        pinned: Dialect | None,
+        capabilities: Capabilities | None,
+        learned: Callable[[Capabilities], None],
+        sampling: Mapping[str, float],
+        deadlines: Deadlines,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        pinned: the user named it: no other is tried.
+        learned: told of capabilities that were found out, on the thread that did.
+        """
+        self.site = site
+        self.sampling = sampling
+        self.deadlines = deadlines
+        self.clock = clock
+        self.has_key = key is not None
+        self.pinned = pinned
+        self._door = door
+        self._key = key
+        self._learned = learned
+        self._lock = threading.Lock()
+        self._model = model
+        self._is_model_known = model is not None
+        self._capabilities = capabilities
+        self._quirks = Quirks() if capabilities is None else capabilities.quirks
+        self.was_surveyed = False
+        """In this process: what is known is no old story."""
+        self._kept: Line | None = None
+        self._is_closed = False
+
+    @property
+    def model(self) -> str | None:
+        return self._model
+
+    @property
+    def is_model_known(self) -> bool:
+        return self._is_model_known
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        return self._capabilities
+
+    @property
+    def quirks(self) -> Quirks:
+        return self._quirks
+
+    @property
+    def is_offline(self) -> bool:
+        return self._door.is_offline
+
+    def learn_model(self, model: str | None) -> None:
+        """None: the server names none, and is asked without a name from now on."""
+        with self._lock:
+            self._model, self._is_model_known = model, True
+
+    def learn_quirks(self, quirks: Quirks) -> None:
+        known = self._capabilities
+        if known is not None:
+            self.learn(replace(known, quirks=quirks))
+        else:
+            with self._lock:
+                self._quirks = quirks
+
+    def learn(self, capabilities: Capabilities) -> None:
+        with self._lock:
+            self._capabilities, self._quirks = capabilities, capabilities.quirks
+        self._learned(capabilities)
+
+    def headers(self, *, is_shown: bool = False) -> dict[str, str]:
+        """Args:
+        is_shown: to somebody other than the server: without the key.
+        """
+        headers = {
+            "Host": self.site.where,
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",  # a few bytes saved are not worth a decompression bomb
+            "User-Agent": "sr-edge",
+        }
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {'***' if is_shown else self._key}"
+        return headers
+
+    def safe_line(self, text: str) -> str:
+        """A message that may quote the server, as one harmless line without the key."""
+        return plain_line(text if self._key is None else text.replace(self._key, "***"))
+
+    def take_line(self) -> Line:
+        """The kept line, now the caller's alone, or a new one.
+
+        Raises:
+            OfflineError: there are no more lines.
+        """
+        with self._lock:
+            line, self._kept = self._kept, None
+        if line is not None and line.can_send:
+            return line
+        if line is not None:
+            line.close()
+        return self._door.line(self.site, connect_timeout=self.deadlines.connect)
+
+    def keep_line(self, line: Line) -> None:
+        """Keep it for the next request. Of two only the newer is kept, and after `close` none."""
+        with self._lock:
+            unwanted: Line | None = line
+            if not self._is_closed:
+                unwanted, self._kept = self._kept, line
+        if unwanted is not None:
+            unwanted.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            line, self._kept = self._kept, None
+        if line is not None:
+            line.close()
