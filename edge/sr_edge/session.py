@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from sr_edge.suites import demo
 from sr_edge.terminal import safe_line
 
 if TYPE_CHECKING:
+    from sr_edge.budget import Budget
+    from sr_edge.config import RemoteConfig
     from sr_edge.local import LlamaLocal
-    from sr_edge.remote.endpoint import Endpoint
+    from sr_edge.outside import Outside
     from sr_edge.remote.local_gguf import LocalGGUF
 
 API_KEY_VARIABLE = "SR_EDGE_API_KEY"
-"""The only place that a key for --big is read from: not the command line, not another program's variable."""
+"""Where the key for a --big URL is read from. A remote that has a name has its own key (`keys`)."""
 
 DEMO = "demo"
 _SUITE = "sr_edge.suite"
@@ -38,6 +40,8 @@ class SessionSettings:
     """Path of a GGUF, or URL of an OpenAI-compatible endpoint."""
     big_model: str | None = None
     """The endpoint's name for the model."""
+    remote: RemoteConfig | None = None
+    """An endpoint that was set up under a name, instead of `big`."""
     policy: Policy = "auto"
     offline: bool = False
     seed: int | None = None
@@ -47,6 +51,15 @@ class SessionSettings:
     """None: the likeliest tokens for spans of a big GGUF, `temperature` where it writes the whole answer."""
     max_tokens: int = 4096
     max_span_tokens: int = 512
+    max_spans: int | None = None
+    """Of one answer; None: as many as `policy.SpanGate` allows by itself."""
+    hedge: bool = False
+    """The small model writes on while an endpoint has not begun; a remote's own setting goes before."""
+    redact: tuple[str, ...] = ()
+    """Names of `redact.rules`; a remote's own setting goes before."""
+    budget: Budget | None = None
+    dry_run: bool = False
+    """Open no socket, and take down what the first span would send."""
 
     def limits(self) -> Limits:
         soft = min(Limits().soft_span_tokens, self.max_span_tokens)
@@ -67,16 +80,19 @@ class Session:
         *,
         settings: SessionSettings = SessionSettings(),
         gate: Gate | None = None,
+        outside: Outside | None = None,
         suite: str | None = None,
         notices: Sequence[str] = (),
         owned: ExitStack | None = None,
     ) -> None:
         """Args:
+        outside: what `remote` and `gate` are part of, if the large model is asked over the network.
         suite: the only kind of problem that the models were made for, if there is one.
         owned: closed with the session.
         """
         self.local = local
         self.remote = remote
+        self.outside = outside
         self.notices = tuple(notices)
         """What the user should know before the answer, one line each."""
         self._settings = settings
@@ -85,9 +101,18 @@ class Session:
         self._owned = owned or ExitStack()
 
     @classmethod
-    def open(cls, settings: SessionSettings) -> Session:
+    def open(
+        cls,
+        settings: SessionSettings,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> Session:
         """Open what the policy needs; no socket is opened before a span leaves.
 
+        Args:
+            environ: where keys and the program's own files are found.
+            warn: gets lines that the user should see while an answer goes on.
         Raises:
             UsageError: the settings contradict each other.
             ModelError: a model file is missing or unusable.
@@ -96,12 +121,14 @@ class Session:
         pair = demo_paths() if settings.model is None else None
         model = settings.model or (pair.small if pair else None)
         assert model is not None
-        big = settings.big or (str(pair.big) if pair else None)
-        if settings.policy == "remote" and big is None:
-            raise UsageError("no large model to write the answer: name one with --big")
+        remote = _remote_of(settings)
+        gguf = None if remote else settings.big or (str(pair.big) if pair else None)
+        if settings.policy == "remote" and not (remote or gguf):
+            raise UsageError(f"no large model to write the answer: {_NAME_ONE}")
+        if settings.dry_run and remote is None:
+            raise UsageError(f"--dry-run shows what would leave, and no endpoint is asked: {_NAME_ONE}")
 
         from sr_edge.local import LlamaLocal
-        from sr_edge.policy import SpanGate
 
         with ExitStack() as owned:
             local = owned.enter_context(
@@ -110,20 +137,21 @@ class Session:
             notices = []
             if settings.policy == "auto" and local.markers is None:
                 notices.append(f"{local.name} has no markers, so it cannot ask for help: it writes alone")
-                big = None
-            elif settings.policy == "auto" and big is None:
-                notices.append("no large model is named (--big), so the small one writes alone")
-            remote: RemoteModel | None = None
-            if big is not None and settings.policy != "local":
-                opened = _open_big(big, settings, local)
-                owned.callback(opened.close)
-                remote = opened
-            gate = SpanGate(offline=settings.offline, uses_network=big is not None and is_url(big))
+                remote = gguf = None
+            elif settings.policy == "auto" and not (remote or gguf):
+                notices.append(f"the small model writes alone, for no large one is named: {_NAME_ONE}")
+            outside, big = None, None
+            if remote is not None and settings.policy != "local":
+                outside = _reach(remote, settings, local, environ, warn)
+                owned.callback(outside.endpoint.close)
+            elif gguf is not None and settings.policy != "local":
+                big = owned.enter_context(_open_gguf(gguf, settings))
             return cls(
                 local,
-                remote,
+                outside.model if outside else big,
                 settings=settings,
-                gate=gate,
+                gate=outside.gate if outside else None,
+                outside=outside,
                 suite=local.metadata.get(_SUITE),
                 notices=notices,
                 owned=owned.pop_all(),
@@ -150,7 +178,12 @@ class Session:
             yield from self._refused(messages, unknown)
             return
         decoder = SplitDecoder(
-            self.local, self.remote, gate=self._gate, limits=self._settings.limits(), policy=policy
+            self.local,
+            self.remote,
+            gate=self._gate,
+            limits=self._settings.limits(),
+            policy=policy,
+            hedge=self._settings.hedge and self.outside is not None,
         )
         yield from decoder.generate(messages, cancelled=cancelled, schedule=schedule)
 
@@ -165,7 +198,8 @@ class Session:
 
     def _unknown_words(self, messages: Sequence[Message], policy: Policy) -> list[str]:
         """What the models were not made for in the question; nothing if they are for everything."""
-        if self._suite != DEMO or (policy == "remote" and self._settings.big is not None):
+        is_asked_alone = policy == "remote" and (self._settings.big is not None or self.outside is not None)
+        if self._suite != DEMO or is_asked_alone:
             return []
         return demo.unknown_words(messages[-1].content)
 
@@ -194,25 +228,56 @@ class Session:
 def _check(settings: SessionSettings) -> None:
     if settings.big is not None and "://" in settings.big and not is_url(settings.big):
         raise UsageError(f"--big {settings.big}: a URL begins with http:// or https://")
+    if settings.big is not None and settings.remote is not None:
+        raise UsageError("a remote and --big exclude each other: there is one large model")
     if settings.big_model is not None and not (settings.big is not None and is_url(settings.big)):
         raise UsageError("--big-model names a model behind a URL: give the URL with --big")
 
 
-def _open_big(big: str, settings: SessionSettings, local: LlamaLocal) -> Endpoint | LocalGGUF:
-    if not is_url(big):
-        from sr_edge.remote.local_gguf import LocalGGUF
+_NAME_ONE = "name one with --big, or set one up with `sr-edge remote add NAME URL`"
 
-        temperature = settings.big_temperature
-        if temperature is None:
-            temperature = settings.temperature if settings.policy == "remote" else 0.0
-        return LocalGGUF(Path(big), temperature=temperature, seed=settings.seed)
-    from sr_edge.remote.endpoint import Endpoint
 
-    return Endpoint(
-        big,
-        prompt=local.render,
-        model=settings.big_model,
-        api_key=os.environ.get(API_KEY_VARIABLE) or None,
+def _remote_of(settings: SessionSettings) -> RemoteConfig | None:
+    """The endpoint that is meant, whether it has a name or not."""
+    if settings.big is None or not is_url(settings.big):
+        return settings.remote
+    from sr_edge.config import RemoteConfig
+
+    return RemoteConfig(name=settings.big, url=settings.big, model=settings.big_model)
+
+
+def _reach(
+    remote: RemoteConfig,
+    settings: SessionSettings,
+    local: LlamaLocal,
+    environ: Mapping[str, str],
+    warn: Callable[[str], None],
+) -> Outside:
+    from sr_edge.outside import Terms, reach
+
+    key: str | None = environ.get(API_KEY_VARIABLE) or None
+    if settings.remote is not None:
+        from sr_edge.keys import find_key
+
+        secret = None if settings.offline else find_key(remote, environ=environ, say=warn)
+        key = secret.reveal() if secret else None
+    terms = Terms(
+        offline=settings.offline,
         temperature=settings.temperature,
         seed=settings.seed,
+        max_spans=settings.max_spans,
+        redact=settings.redact,
+        budget=settings.budget,
+        dry_run=settings.dry_run,
     )
+    is_named = settings.remote is not None
+    return reach(remote, local, terms, key=key, is_named=is_named, environ=environ, warn=warn)
+
+
+def _open_gguf(path: str, settings: SessionSettings) -> LocalGGUF:
+    from sr_edge.remote.local_gguf import LocalGGUF
+
+    temperature = settings.big_temperature
+    if temperature is None:
+        temperature = settings.temperature if settings.policy == "remote" else 0.0
+    return LocalGGUF(Path(path), temperature=temperature, seed=settings.seed)

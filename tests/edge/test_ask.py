@@ -200,7 +200,10 @@ def test_the_large_model_alone(tmp_path: Path) -> None:
 def test_a_model_of_ones_own_without_a_large_one_writes_alone(tmp_path: Path) -> None:
     done, transcript = ask(tmp_path, "-m", demo_paths().small)
     assert (done.returncode, transcript.spans) == (0, ())
-    assert done.stderr == "sr-edge: no large model is named (--big), so the small one writes alone\n"
+    assert done.stderr == (
+        "sr-edge: the small model writes alone, for no large one is named: name one with --big, "
+        "or set one up with `sr-edge remote add NAME URL`\n"
+    )
 
 
 def test_a_model_without_markers_writes_alone_and_says_so(tmp_path: Path) -> None:
@@ -242,13 +245,14 @@ def test_a_refused_endpoint_costs_a_line_and_no_answer(nobody: str, tmp_path: Pa
     assert (done.returncode, data["finish"], data["degraded"]) == (0, "stop", True)
     assert transcript.spans[0].end == "error"
     assert data["answer"]
-    (line,) = done.stderr.splitlines()
+    sending, line = done.stderr.splitlines()
+    assert "sending the question" in sending
     assert re.fullmatch(r"sr-edge: remote .* [Tt]he small model went on alone", line)
 
 
 def test_a_large_model_that_must_write_and_cannot_is_exit_3(nobody: str, tmp_path: Path) -> None:
     done, transcript = ask(tmp_path, "--policy", "remote", "--big", nobody)
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 2)
     assert transcript.finish == "error"
 
 
@@ -256,12 +260,16 @@ def test_an_endpoint_writes_the_spans_and_gets_only_its_own_key(tmp_path: Path) 
     keys = {"SR_EDGE_API_KEY": "mine", "OPENAI_API_KEY": "another's"}
     with RawServer([*stream(" 1 + 1 = 2"), FIN], *[[*stream(" 3"), FIN]] * 20) as server:
         done, transcript = ask(tmp_path, "--big", server.url, "--big-model", "large", env=keys)
-    assert (done.returncode, done.stderr, transcript.big) == (0, "", "large")
+    assert (done.returncode, transcript.big) == (0, "large")
+    assert re.fullmatch(SENDING.format("large", server.where), done.stderr)
     assert transcript.spans[0].text.startswith(" 1 + 1")
     request = server.requests[0]
     assert request.headers["authorization"] == "Bearer mine"
     assert "another's" not in str(server.requests)
     assert request.body["model"] == "large"
+
+
+SENDING = r"sr-edge: sending the question and the answer so far \(\d+ B at first\) to {} at {}\n"
 
 
 SOCKETS_COUNTED = """
@@ -326,7 +334,8 @@ def test_ctrl_c_keeps_what_was_written(tmp_path: Path) -> None:
             when=lambda: file.exists() and "span_delta" in file.read_text(),
         )
     data = json.loads(done.stdout)
-    assert (done.returncode, done.stderr, data["finish"]) == (130, "", "cancelled")
+    assert (done.returncode, data["finish"]) == (130, "cancelled")
+    assert re.fullmatch(SENDING.format("slow", server.where), done.stderr)
     assert data["spans"][-1]["end"] == "cancelled"
     assert (data["text"], transcript.finish) == (transcript.text, "cancelled")
 

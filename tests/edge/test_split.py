@@ -39,7 +39,6 @@ class OneGate:
 
     def report(self, request, end, outcome, tokens):
         self.reports.append((end, outcome.error))
-        return None
 
 
 def run(local, remote=None, *, messages=QUESTION, cancelled=None, schedule=None, **options):

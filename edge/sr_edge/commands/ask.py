@@ -8,19 +8,24 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self, TextIO
+from typing import TYPE_CHECKING, Annotated, Self, TextIO
 
 import typer
 
 from sr_edge.commands import INTERRUPTED
 from sr_edge.commands.interrupt import Interrupt
+from sr_edge.commands.leaving import disclosure, print_preview
 from sr_edge.commands.output import Extract, Output, boxed_of, note
+from sr_edge.commands.settings import session_settings
 from sr_edge.errors import GenerationError, ModelError, RemoteError, UsageError
-from sr_edge.events import Event, to_json
+from sr_edge.events import Event, SpanOpened, to_json
 from sr_edge.report import FAILED, NOT_SENT, Spans, as_json, is_full
 from sr_edge.split import Message, Policy
 from sr_edge.terminal import safe, safe_json
 from sr_edge.transcript import Fold, Transcript
+
+if TYPE_CHECKING:
+    pass
 
 MAX_SEED = 2**32 - 2  # the number after it means "random" to llama.cpp
 
@@ -39,31 +44,73 @@ def ask(
             "--big",
             metavar="GGUF|URL",
             help="The large model: a file, or an OpenAI-compatible endpoint, whose key is read from the "
-            "environment variable SR_EDGE_API_KEY. Default: the built-in one, if the small one is.",
+            "environment variable SR_EDGE_API_KEY. Default: the default remote; else the built-in one, if "
+            "the small one is.",
         ),
     ] = None,
     big_model: Annotated[
         str | None, typer.Option("--big-model", metavar="NAME", help="The endpoint's name for its model.")
     ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            "-r",
+            "--remote",
+            metavar="NAME",
+            help="The large model: an endpoint set up by `sr-edge remote add`.",
+        ),
+    ] = None,
     policy: Annotated[
-        Policy,
-        typer.Option("--policy", help="Who writes: both, the small model alone, or the large one alone."),
-    ] = "auto",
+        Policy | None,
+        typer.Option(
+            "--policy",
+            help="Who writes: both, the small model alone, or the large one alone. Default: auto.",
+            show_default=False,
+        ),
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Open no socket; a --big file still works.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the request that the first span would send, and send nothing."),
+    ] = False,
+    hedge: Annotated[
+        bool | None,
+        typer.Option(
+            "--hedge/--no-hedge",
+            help="Go on locally while an endpoint has not begun, and keep that if it comes too late.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", min=0.0, metavar="USD", help="Of this answer, where the remote's prices are set."
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Make sampling repeatable.")
     ] = None,
     temp: Annotated[
-        float, typer.Option("--temp", min=0.0, metavar="T", help="Temperature; 0 takes the likeliest token.")
-    ] = 0.6,
+        float | None,
+        typer.Option(
+            "--temp", min=0.0, metavar="T", help="Temperature; 0 takes the likeliest token. Default: 0.6."
+        ),
+    ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, metavar="N", help="Of the whole answer.")
-    ] = 4096,
+        int | None,
+        typer.Option("--max-tokens", min=1, metavar="N", help="Of the whole answer. Default: 4096."),
+    ] = None,
     max_span_tokens: Annotated[
-        int, typer.Option("--max-span-tokens", min=1, metavar="N", help="Of one span of the large model.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--max-span-tokens", min=1, metavar="N", help="Of one span of the large model. Default: 512."
+        ),
+    ] = None,
+    max_spans: Annotated[
+        int | None, typer.Option("--max-spans", min=0, metavar="N", help="Of one answer. Default: 12.")
+    ] = None,
     spans: Annotated[
         Spans | None,
         typer.Option(
@@ -84,48 +131,83 @@ def ask(
         Path | None,
         typer.Option("--events", metavar="FILE", help="Write the events to FILE too, for `sr-edge replay`."),
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", metavar="NAME", help="Settings of this profile go first.")
+    ] = None,
+    config_path: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings from FILE, not from your own.")
+    ] = None,
 ) -> None:
     """Answer one problem; the large model writes the hard steps.
 
     stdout carries the final answer only; the reasoning, the marks of the spans and the usage go to stderr.
     """
-    from sr_edge.session import Session, SessionSettings
+    from sr_edge.config import load_config
+    from sr_edge.session import Session
 
     if as_object and as_lines:
         raise UsageError("--json and --jsonl exclude each other")
     if as_lines and extract:
         raise UsageError("--jsonl streams the whole answer: -x does not go with it")
-    if not math.isfinite(temp):
+    if temp is not None and not math.isfinite(temp):
         raise UsageError(f"--temp {temp} is no temperature")
-    settings = SessionSettings(
-        model=model,
-        big=big,
-        big_model=big_model,
-        policy=policy,
-        offline=offline,
-        seed=seed,
-        temperature=temp,
-        max_tokens=max_tokens,
-        max_span_tokens=max_span_tokens,
+    if big is not None and remote is not None:
+        raise UsageError("--big and --remote exclude each other: there is one large model")
+    config = load_config(
+        environ=os.environ,
+        path=config_path,
+        profile=profile,
+        flags={
+            "default_remote": remote,
+            "model": None if model is None else str(model),
+            "offline": offline or None,
+            "offload.policy": policy,
+            "offload.hedge": hedge,
+            "offload.max_span_tokens": max_span_tokens,
+            "offload.max_spans": max_spans,
+            "budget.usd_per_answer": budget,
+            "sampling.temperature": temp,
+            "sampling.max_tokens": max_tokens,
+            "sampling.seed": seed,
+        },
     )
+    settings = session_settings(config, big=big, big_model=big_model, hedge=hedge, dry_run=dry_run)
     question = read_question(problem)
     if as_lines and spans is None:
         spans = "none"  # one stream is enough
     output = Output(spans, is_answer_text=not (as_object or as_lines or extract))
-    with Session.open(settings) as session, Interrupt() as interrupt, EventLog(events) as log:
+    with (
+        Session.open(settings, warn=note) as session,
+        Interrupt() as interrupt,
+        EventLog(events) as log,
+    ):
         for notice in session.notices:
             note(notice)
+        outside = session.outside
+        rehearsal = outside.rehearsal if outside else None
+
+        def is_over() -> bool:
+            return interrupt() or (rehearsal is not None and rehearsal.preview is not None)
+
         folding = Fold()
+        has_disclosed = rehearsal is not None
         try:
-            for event in session.answer([Message("user", question)], cancelled=interrupt):
+            for event in session.answer([Message("user", question)], cancelled=is_over):
                 folding.add(event)
                 log.write(event)
+                if outside and isinstance(event, SpanOpened) and event.sent_bytes and not has_disclosed:
+                    output.view.make_way()
+                    note(disclosure(event, outside.endpoint.where))
+                    has_disclosed = True
                 if as_lines:
                     print(safe_json(to_json(event), sys.stdout.encoding), flush=True)
                 output.view.add(event)
         finally:
             output.view.close()
         transcript = folding.transcript
+        if rehearsal is not None and not interrupt():
+            print_preview(rehearsal.preview, as_object=as_object)
+            raise typer.Exit(0)
         boxed = boxed_of(transcript)
         if as_object:
             line = json.dumps(as_json(transcript), ensure_ascii=False)
@@ -134,8 +216,11 @@ def ask(
             print(safe(boxed), flush=True)
         elif not as_lines and not extract:
             output.print_answer(transcript)
-        output.print_summary(transcript, max_tokens=max_tokens, usage=usage)
-    code = exit_code(transcript, policy=policy)
+        redacted = outside.redactor.summary() if outside and outside.redactor else None
+        if redacted:
+            note(redacted)
+        output.print_summary(transcript, max_tokens=settings.max_tokens, usage=usage)
+    code = exit_code(transcript, policy=settings.policy)
     if extract and boxed is None and transcript.finish != "refused":
         note("the answer has no \\boxed{}")
         code = code or GenerationError.exit_code

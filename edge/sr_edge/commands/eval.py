@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -64,6 +65,12 @@ def evaluate(
     big_model: Annotated[
         str | None, typer.Option("--big-model", metavar="NAME", help="The endpoint's name for its model.")
     ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            "-r", "--remote", metavar="NAME", help="The large model: an endpoint of `sr-edge remote list`."
+        ),
+    ] = None,
     temp: Annotated[
         float, typer.Option("--temp", min=0.0, metavar="T", help="Temperature; 0 takes the likeliest token.")
     ] = 0.0,
@@ -84,23 +91,29 @@ def evaluate(
     if not math.isfinite(temp):
         raise UsageError(f"--temp {temp} is no temperature")
 
+    from sr_edge.config import load_config
     from sr_edge.evaluate import ARMS, answers, random_schedule, remote_share, summary
     from sr_edge.session import Session, SessionSettings
 
     wanted = {name.value for name in arm or ArmName}
     arms = [name for name in ARMS if name in wanted]
     needs_big = arms != ["local"]
-    if model is not None and big is None and needs_big:
+    if big is not None and remote is not None:
+        raise UsageError("--big and --remote exclude each other: there is one large model")
+    if model is not None and big is None and remote is None and needs_big:
         raise UsageError("-m without --big: name the large model too, or measure --arm local")
+    config = load_config(environ=os.environ, flags={"default_remote": remote, "offline": offline or None})
     settings = SessionSettings(
         model=model,
         big=big,
         big_model=big_model,
+        remote=None if remote is None else config.remote(),
         policy="remote" if needs_big else "local",  # only opens the models: each arm has its own policy
-        offline=offline,
+        offline=config.offline,
         seed=seed,
         temperature=temp,
         big_temperature=temp if arms == ["big"] else 0.0,  # as `ask` writes spans
+        budget=config.budget,
     )
     asked = problems(seed, n)
     figures: dict[str, Any] = {}

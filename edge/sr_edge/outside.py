@@ -1,0 +1,121 @@
+"""A large model over the network, put together from what the user has set: address, key, limits, door.
+
+Nothing here opens a socket; the first span does, if the gate lets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sr_edge.budget import Account, Budget, Ledger, Meter
+from sr_edge.files import cache_dir, state_dir
+from sr_edge.policy import MAX_SPANS, Breaker, SpanGate
+from sr_edge.remote import known
+from sr_edge.remote.deadlines import Deadlines
+from sr_edge.remote.egress import Door
+from sr_edge.remote.endpoint import Endpoint
+from sr_edge.remote.rehearsal import Rehearsal
+from sr_edge.split import LocalModel, RemoteModel
+
+if TYPE_CHECKING:
+    from sr_edge.config import RemoteConfig
+    from sr_edge.redact import Redactor
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the endpoint is asked, whichever it is. Fields as in `session.SessionSettings`."""
+
+    offline: bool
+    temperature: float
+    seed: int | None
+    max_spans: int | None
+    redact: tuple[str, ...]
+    budget: Budget | None
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The large model as the decoder sees it, the gate before it, and what the user is told of both."""
+
+    model: RemoteModel
+    gate: SpanGate
+    endpoint: Endpoint
+    door: Door
+    redactor: Redactor | None
+    rehearsal: Rehearsal | None
+
+    def go_offline(self) -> None:
+        """For good and from any thread: a span that is being written is hung up on, no other leaves."""
+        self.gate.go_offline()
+        self.door.go_offline()
+
+
+def reach(
+    remote: RemoteConfig,
+    local: LocalModel,
+    terms: Terms,
+    *,
+    key: str | None,
+    is_named: bool,
+    environ: Mapping[str, str],
+    warn: Callable[[str], None],
+) -> Outside:
+    """Put it together; the caller closes `endpoint`.
+
+    Args:
+        key: of this remote.
+        is_named: whether the user gave the remote its name, and knows it by that.
+        warn: gets lines about the budget.
+    Raises:
+        UsageError: a setting cannot be meant.
+    """
+    cache = cache_dir(environ) / "endpoints.json"
+    door = Door(offline=terms.offline or terms.dry_run)
+    endpoint = Endpoint(
+        remote.url,
+        prompt=local.render,
+        model=remote.model,
+        api_key=key,
+        api=remote.api,
+        capabilities=known.load(cache, remote.url, remote.model),
+        learned=lambda capabilities: known.save(cache, remote.url, remote.model, capabilities),
+        temperature=terms.temperature,
+        seed=terms.seed,
+        deadlines=Deadlines(**remote.timeout),
+        plain_http=remote.plain_http,
+        ca_file=remote.ca_file,
+        proxy=remote.proxy,
+        door=door,
+        name=remote.name if is_named else None,
+    )
+    rehearsal = Rehearsal(endpoint) if terms.dry_run else None
+    model: RemoteModel = rehearsal or endpoint
+    redactor = None
+    names = terms.redact if remote.redact is None else remote.redact
+    if names:
+        from sr_edge.redact import Redacting, rules
+
+        redactor = rules(names, secrets=(key,) if key else ())
+        model = Redacting(model, redactor)
+    budget = terms.budget or Budget()
+    if is_named and remote.price is None and (budget.usd_per_answer, budget.usd_per_day) != (None, None):
+        warn(
+            f"the budget in dollars does not count: no prices are set for {remote.name}: "
+            f"`sr-edge remote price {remote.name} --input USD --output USD`"
+        )
+    purse = None
+    if rehearsal is None:
+        ledger = Ledger(state_dir(environ) / "spent.json")
+        purse = Account(Meter(budget, remote.price), ledger, remote.name, warn=warn)
+    gate = SpanGate(
+        offline=terms.offline,
+        uses_network=True,
+        max_spans=MAX_SPANS if terms.max_spans is None else terms.max_spans,
+        breaker=Breaker(knock=endpoint.knock),
+        purse=purse,
+    )
+    return Outside(model, gate, endpoint, door, redactor, rehearsal)
