@@ -85,7 +85,7 @@ def test_wheel_carries_the_licence(wheel: Path) -> None:
 def test_entry_points_lead_to_modules_in_the_wheel(installed: Path) -> None:
     entries = {(entry.group, entry.name): entry.value for entry in our_distribution(installed).entry_points}
     assert entries == {
-        ("console_scripts", "sr-edge"): "sr_edge.commands:main",
+        ("console_scripts", "sr-edge"): "sr_edge.__main__:run",
         ("sr_edge.commands", "train"): "sr_train.command:app",
     }
     for value in entries.values():

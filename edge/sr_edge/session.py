@@ -107,12 +107,14 @@ class Session:
         *,
         environ: Mapping[str, str] = os.environ,
         warn: Callable[[str], None] = lambda line: None,
+        progress: Callable[[float], None] | None = None,
     ) -> Session:
         """Open what the policy needs; no socket is opened before a span leaves.
 
         Args:
             environ: where keys and the program's own files are found.
             warn: gets lines that the user should see while an answer goes on.
+            progress: see `LlamaLocal.open`.
         Raises:
             UsageError: the settings contradict each other.
             ModelError: a model file is missing or unusable.
@@ -132,7 +134,9 @@ class Session:
 
         with ExitStack() as owned:
             local = owned.enter_context(
-                LlamaLocal.open(model, temperature=settings.temperature, seed=settings.seed)
+                LlamaLocal.open(
+                    model, temperature=settings.temperature, seed=settings.seed, progress=progress
+                )
             )
             notices = []
             if settings.policy == "auto" and local.markers is None:

@@ -333,6 +333,10 @@ class Server:
     manner: str = "plain"
     piece: int = 5
     """Characters of an event."""
+    fingerprint: str | None = None
+    """What each event is signed with."""
+    signature: str | None = None
+    """A header of each reply."""
     requests: list = field(default_factory=list)
 
     def render(self, messages, **options):
@@ -342,7 +346,8 @@ class Server:
         """Status and, for 200, the events of the stream; else a body."""
         self.requests.append((path, body))
         try:
-            return 200, list(self._events(path, body))
+            signed = {} if self.fingerprint is None else {"system_fingerprint": self.fingerprint}
+            return 200, [signed | each for each in self._events(path, body)]
         except Refused as refused:
             return refused.status, refused.body
 
@@ -420,7 +425,7 @@ TABLE = [
     Server("llama.cpp of an unknown template", llama_cpp_of_unknown_template, "r1"),
     Server("llama.cpp old", old_llama_cpp, "r1", "", "reasoning_content", True),
     Server("llama.cpp old qwen3", old_llama_cpp, "qwen3", "", "reasoning_content", True),
-    Server("ollama", trailing, "plain", "templated", "reasoning"),
+    Server("ollama", trailing, "plain", "templated", "reasoning", fingerprint="fp_ollama"),
     Server("lm studio", new_turn, "plain", "raw", usage="never"),
     Server("deepseek", deepseek, "r1", "", "reasoning_content", True, usage="always"),
     Server("mistral", mistral, "plain", "", known=frozenset(KNOWN), known_in_message=_MESSAGE | {"prefix"},
@@ -437,7 +442,7 @@ TABLE = [
     Server("claude 4.5", anthropic, "plain", refuses={}, manner="words"),
     Server("claude 4.6", refusing, "plain", manner="colon"),
     Server("litellm", marked("prefix"), "plain", "templated", known=frozenset(OPENAI),
-           refuses_unknown=litellm_unsupported),
+           refuses_unknown=litellm_unsupported, signature="x-litellm-version"),
     *(Server(f"chat, {manner}", new_turn, manner=manner) for manner in MANNERS),
     Server("chat of r1 without parser", refusing, "r1", thinks=True, manner="plain"),
     Server("chat with thoughts", refusing, "plain", "", "reasoning_content", True),
@@ -474,6 +479,8 @@ def served(name):
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
+            if row.signature is not None:
+                self.send_header(row.signature, "1")
             self.end_headers()
             with contextlib.suppress(OSError):
                 self.wfile.write(data)

@@ -406,14 +406,15 @@ def test_an_api_that_the_user_named_is_the_only_one_tried():
     ],
 )
 @pytest.mark.parametrize("status", [400, 422])
-def test_flags_that_a_server_does_not_know_are_left_out_from_then_on(refusal, status):
+def test_a_way_that_a_server_does_not_know_is_no_way_without_its_flags(refusal, status):
+    """Left out, they would make it begin a new turn."""
     with (
-        RawServer(page({"error": {"message": refusal}}, status), CHAT_REPLY, CHAT_REPLY) as server,
+        RawServer(page({"error": {"message": refusal}}, status)) as server,
         endpoint(server, api="chat") as remote,
     ):
-        assert [ask(remote)[0], ask(remote)[0]] == ["ok", "ok"]
-        flags = ["continue_final_message" in request.body for request in server.requests]
-    assert flags == [True, False, False]
+        written, outcome = ask(remote)
+    assert (written, outcome.end, outcome.fault) == ("", "error", "refused")
+    assert "api = auto finds one" in outcome.error
 
 
 def test_a_server_that_cannot_tell_usage_is_not_asked_for_it_again():
@@ -965,7 +966,7 @@ def test_text_that_came_in_time_is_read_however_late():
     clock = Clock()
     with RawServer(stream("in ", "time")) as server, endpoint(server, clock=clock) as remote:
         span = remote.stream(QUESTION, ANSWER, 64)
-        wait_until(lambda: span._asking.arrivals.qsize() >= 3)
+        wait_until(lambda: all(thread.name != "sr-edge span" for thread in threading.enumerate()))
         clock.now += 3600
         assert listen(span) == ("in time", Outcome("stop"))
 
@@ -1260,3 +1261,12 @@ def test_nothing_is_opened_before_the_first_span(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", fail)
     with Endpoint("https://h", prompt=prompt) as remote:
         assert remote.name == "h"
+
+
+def test_a_server_that_thinks_first_is_given_room_for_it_once_that_is_seen():
+    thought = [head(), delta(reasoning_content="hm"), delta("length"), DONE, FIN]
+    with RawServer(thought, CHAT_REPLY, CHAT_REPLY) as server, endpoint(server, api="instruct") as remote:
+        assert ask(remote) == ("ok", Outcome("stop"))
+        assert ask(remote)[0] == "ok"
+        limits = [request.body["max_tokens"] for request in server.requests]
+    assert limits[0] < limits[1] == limits[2]

@@ -214,7 +214,7 @@ def test_a_model_that_cannot_recite_is_asked_by_what_is_documented_or_accepted()
         refusal = Heard(400, "Unrecognized request argument supplied: continue_final_message")
         return refusal if "continue_final_message" in trial.body else weak(trial)
 
-    assert surveyed(without_flags)[0].text == "prefix-reasoning"
+    assert surveyed(without_flags)[0].text == "instruct", "servers ignore marks that they do not know"
 
 
 def test_a_model_that_can_recite_is_not_asked_by_what_only_looks_accepted():

@@ -177,8 +177,8 @@ def ask(
         spans = "none"  # one stream is enough
     output = Output(spans, is_answer_text=not (as_object or as_lines or extract))
     with (
-        Session.open(settings, warn=note) as session,
         Interrupt() as interrupt,
+        Session.open(settings, warn=note, progress=interrupt.check) as session,
         EventLog(events) as log,
     ):
         for notice in session.notices:

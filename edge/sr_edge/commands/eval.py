@@ -119,7 +119,7 @@ def evaluate(
     figures: dict[str, Any] = {}
     share: float | None = None
     failure: RemoteError | None = None
-    with Session.open(settings) as session, Interrupt() as interrupt:
+    with Interrupt() as interrupt, Session.open(settings, progress=interrupt.check) as session:
         if "split" in arms and session.local.markers is None:
             note(f"{session.local.name} has no markers, so split is the small model alone")
         for name in arms:

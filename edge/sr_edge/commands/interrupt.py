@@ -20,6 +20,15 @@ class Interrupt:
     def __call__(self) -> bool:
         return self._pressed
 
+    def check(self, done: float) -> None:
+        """For work that says how far it is (0 to 1), and has nothing worth keeping before its end.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        if self._pressed:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._press)

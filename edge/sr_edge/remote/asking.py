@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sr_edge.errors import EdgeError
@@ -35,7 +36,7 @@ from sr_edge.remote.failure import (
     of_connection,
 )
 from sr_edge.remote.overflow import is_overflow, without_oldest_half
-from sr_edge.remote.receiving import Receiving
+from sr_edge.remote.receiving import Receiving, WrappedError
 from sr_edge.remote.retry import pause
 from sr_edge.remote.seam import Seam
 from sr_edge.remote.server import Server
@@ -162,8 +163,11 @@ class Asking:
         while True:
             dialect, reply = self._open_reply(dialect)
             try:
-                self._read(dialect, reply)
-                return
+                if self._read(dialect, reply):
+                    return
+            except WrappedError:
+                self._call.renew()
+                dialect = self._find_out()
             except FailedError as failed:
                 if self._has_content:
                     raise
@@ -190,10 +194,13 @@ class Asking:
                 quirks = server.quirks.after_refusal(refused.status, refused.body, body)
                 if self._may_find_out() and _is_misplaced(dialect, refused, quirks):
                     dialect = self._find_out()
-                elif quirks is not None:
-                    server.learn_quirks(quirks)
-                else:
+                elif quirks is None:
                     raise
+                elif any(flag in quirks.left_out for flag, _ in dialect.flags):
+                    line = f"{refused}; it does not know the way {dialect.name!r}: api = auto finds one"
+                    raise FailedError(Failure(line, "refused")) from None
+                else:
+                    server.learn_quirks(quirks)
 
     def _may_find_out(self) -> bool:
         return self._server.pinned is None and not self._server.was_surveyed
@@ -240,17 +247,25 @@ class Asking:
 
     # --- reading ---
 
-    def _read(self, dialect: Dialect, reply: Reply) -> None:
-        """Its text and how it ended, into `arrivals`.
+    def _read(self, dialect: Dialect, reply: Reply) -> bool:
+        """Its text and how it ended, into `arrivals`. False if it needs more room, which it has from now on.
 
         Raises:
             FailedError: it failed or was cut.
         """
         where, clock = self._server.site.where, self._server.clock
-        receiving = Receiving(reply, self._call.chunks(reply), self._seam(dialect), where, clock, self._put)
-        self.arrivals.put(Over(receiving.run()))
+        chunks, seam = self._call.chunks(reply), self._seam(dialect)
+        is_raw = dialect is _RAW and self._may_find_out()
+        receiving = Receiving(reply, chunks, seam, where, clock, self._put, is_raw=is_raw)
+        outcome = receiving.run()
+        quirks = self._server.quirks
+        if dialect.is_asking and receiving.has_only_thought and not quirks.thinks_first:
+            self._server.learn_quirks(replace(quirks, thinks_first=True))
+            return False
+        self.arrivals.put(Over(outcome))
         if receiving.is_complete:
             self._call.drain(reply)
+        return True
 
     def _seam(self, dialect: Dialect) -> Seam:
         known = self._server.capabilities

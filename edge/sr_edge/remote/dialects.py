@@ -471,6 +471,19 @@ _HOSTS = (
 )
 
 
+def wraps_prompts(headers: Mapping[str, str], fingerprint: str | None) -> bool:
+    """Whether a reply to raw completions is that of a server that puts a chat template around the prompt.
+
+    Ollama does (https://github.com/ollama/ollama/issues/5544), and LiteLLM where its upstream only chats:
+    what comes back is a new turn. Both can be told by what they sign their replies with.
+
+    Args:
+        headers: names in lower case.
+        fingerprint: the reply's `system_fingerprint`.
+    """
+    return fingerprint == "fp_ollama" or any(name.startswith("x-litellm-") for name in headers)
+
+
 def known_host(host: str) -> Hint | None:
     """What is documented of a host, given with or without its port."""
     name, _, port = host.lower().rpartition(":") if not host.endswith("]") else (host.lower(), "", "")

@@ -237,7 +237,10 @@ class _Survey:
         return next((dialect.name for dialect in DIALECTS if self.does(dialect, thinking)), None)
 
     def _chosen(self, thinking: bool, hint: Hint | None) -> str:
-        """The first row that works. If the model can't recite: what is documented, or what is accepted."""
+        """The first row that works. If the model can't recite: what is documented, or accepted by the letter.
+
+        That a mark or a trailing message is taken proves nothing: servers ignore what they don't know.
+        """
         documented = (hint.thought if thinking else hint.text) if hint is not None else None
         if hint is not None and hint.is_settled and documented is not None:
             return self._working(thinking) or documented
@@ -252,7 +255,7 @@ class _Survey:
             # A row that was tried for thoughts only stands for texts too.
             if verdict == "other" and (state == thinking or (name, thinking) not in self._verdicts)
         ]
-        order = ("completions", *_PAIRS, *accepted)
+        order = ("completions", *_PAIRS)
         return documented or next((name for name in order if name in accepted), INSTRUCT.name)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sr_edge.remote.arrivals import Content, Finished
+from sr_edge.remote.dialects import wraps_prompts
 from sr_edge.remote.exchange import Reply
 from sr_edge.remote.failure import FailedError, Failure, of_report
 from sr_edge.remote.reply import ReplyError, ReplyReader, parse_object
@@ -14,6 +15,10 @@ from sr_edge.remote.sse import ServerSentEvent, SseDecoder, SseLimitError
 from sr_edge.split import Fault, Outcome
 
 MAX_TEXT = 64 << 10  # characters of one span
+
+
+class WrappedError(Exception):
+    """The server does not continue raw text: it puts a chat template around it."""
 
 
 class Receiving:
@@ -27,9 +32,12 @@ class Receiving:
         where: str,
         clock: Callable[[], float],
         put: Callable[[Content | Finished], None],
+        *,
+        is_raw: bool = False,
     ) -> None:
         """Args:
         chunks: its body.
+        is_raw: it should continue raw text, and is given up if the server made a chat of that.
         where: host and port, for messages.
         put: where what is read goes.
         """
@@ -39,12 +47,14 @@ class Receiving:
         self._where = where
         self._clock = clock
         self._put = put
+        self._is_raw = is_raw
         self._num_events = 0
 
     def run(self) -> Outcome:
         """How it ended; its text is put by then.
 
         Raises:
+            WrappedError: it is a new turn; nothing of it was put.
             FailedError: it failed or was cut.
         """
         kind = self._headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -70,6 +80,12 @@ class Receiving:
             line = "the stream ended without a finish reason"
             raise self._cut(Failure(line, "unreachable", is_passing=True))
         return self._outcome()
+
+    @property
+    def has_only_thought(self) -> bool:
+        """The server's own thought took up all the room."""
+        reader = self._reader
+        return reader.has_reasoned and reader.characters == 0 and reader.finished == "cap"
 
     @property
     def is_complete(self) -> bool:
@@ -98,6 +114,7 @@ class Receiving:
             text = failed.text
             raise
         finally:
+            self._check_raw()
             if text is not None or self._reader.is_complete:
                 self._put(Content(self._clock(), (text or "") + self._reader.flush()))
         if text is None and not self._reader.is_complete:
@@ -112,6 +129,7 @@ class Receiving:
             for event in events:
                 self._num_events += 1
                 text = reader.push(event)
+                self._check_raw()
                 if text is not None:
                     texts.append(text)
             if reader.is_complete and not was_complete:
@@ -126,6 +144,10 @@ class Receiving:
                 self._put(Content(now, "".join(texts)))
             if reader.is_complete and not was_complete:
                 self._put(Finished(now, self._outcome()))
+
+    def _check_raw(self) -> None:
+        if self._is_raw and wraps_prompts(self._headers, self._reader.fingerprint):
+            raise WrappedError
 
     def _outcome(self) -> Outcome:
         reader = self._reader

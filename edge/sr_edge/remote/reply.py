@@ -63,6 +63,10 @@ class ReplyReader:
         """The thought that we continue was closed: what the server goes on to write is not our span's."""
         self.model: str | None = None
         """The one that answers, as the reply names it. It need not be the one that was asked."""
+        self.fingerprint: str | None = None
+        """What the server signs with."""
+        self.has_reasoned = False
+        """There was reasoning in a field of its own."""
         self._last_id = ""
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
@@ -97,6 +101,7 @@ class ReplyReader:
             raise ReplyError(_reported(body))
         self._read_usage(body.get("usage"))
         self.model = _text(body.get("model")) or self.model
+        self.fingerprint = _text(body.get("system_fingerprint")) or self.fingerprint
         choice = _first_choice(body.get("choices"))
         if choice is None:
             return None
@@ -124,6 +129,7 @@ class ReplyReader:
             part = {"content": choice.get("text")}
         content = _text(part.get("content"))
         reasoning = _text(part.get("reasoning_content")) or _text(part.get("reasoning"))
+        self.has_reasoned = self.has_reasoned or bool(reasoning)
         if not self._thinking:
             if content:
                 return self._join(content)

@@ -9,12 +9,14 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_LINE = 1 << 20  # bytes
 MAX_EVENT = 2 << 20  # bytes of data in one event
 
+_BLANK_LINES = re.compile(rb"\n{3,}")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -55,6 +57,8 @@ class SseDecoder:
         if self._after_cr:  # that CR has ended its line already: its LF means nothing more
             data = data.removeprefix(b"\n")
             self._after_cr = False
+        if b"\n\n\n" in data:
+            data = _BLANK_LINES.sub(b"\n\n", data)  # the third says nothing, and a flood of them costs time
         for line in data.splitlines(keepends=True):  # of bytes: splits at CR, LF and CRLF only
             content = line.rstrip(b"\r\n")
             self._after_cr = line.endswith(b"\r")
