@@ -9,10 +9,12 @@
 
 and how it is done:
 
-    egress     the one way out: makes `line`s, connections that can be hung up
+    egress     the one way out: makes `line`s, connections that can be hung up, each over a `wire`
+    exchange   what a line says of a request and its reply
     server     what all requests to one endpoint share           calling    requests, one after the other
     asking     one span, on a thread that nobody waits for       errand     questions of our own
-    deadlines  how long all of it may take
+    receiving  the reply that a span comes in, as `arrivals`     hearing    the reply to such a question
+    stopping   whether hanging up stops the server               deadlines  how long all of it may take
 
 `rehearsal` shows what would leave. `local_gguf` runs a second GGUF in this process and opens no socket.
 Nothing is imported here: who needs no network never loads httpx.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from sr_edge.errors import EdgeError, RemoteError
@@ -21,6 +21,7 @@ from sr_edge.remote.probe import Heard
 from sr_edge.remote.probe import survey as survey_of
 from sr_edge.remote.reply import UnreadableError, parse_object
 from sr_edge.remote.server import Server
+from sr_edge.remote.stopping import stops
 from sr_edge.split import Message, Prompt
 
 T = TypeVar("T")
@@ -54,6 +55,10 @@ def survey(server: Server, render: Render, report: Report, *, full: bool) -> Cap
             return call.ask("POST", path, body)
 
         found = find_out(call, ask, server, opening, render, full=full)
+        if full:
+            can_cancel = stops(call, ask, found, model=server.model, render=render, clock=server.clock)
+            found = replace(found, can_cancel=can_cancel)
+            server.learn(found)
         for dialect, verdict in found.findings:
             report(dialect, verdict)
         return found
