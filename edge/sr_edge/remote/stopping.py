@@ -1,4 +1,4 @@
-"""Whether a server stops writing, and charging, when we hang up: seen by how soon it has time for us again."""
+"""Whether a server stops writing when we hang up: seen by how soon it has time for us again."""
 
 from __future__ import annotations
 
