@@ -102,11 +102,11 @@ def reach(
         redactor = rules(names, secrets=(key,) if key else ())
         model = Redacting(model, redactor)
     budget = terms.budget or Budget()
-    if is_named and remote.price is None and (budget.usd_per_answer, budget.usd_per_day) != (None, None):
-        warn(
-            f"the budget in dollars does not count: no prices are set for {remote.name}: "
-            f"`sr-edge remote price {remote.name} --input USD --output USD`"
-        )
+    if remote.price is None and (budget.usd_per_answer, budget.usd_per_day) != (None, None):
+        way = f"`sr-edge remote price {remote.name} --input USD --output USD`"
+        if not is_named:
+            way = "set it up with `sr-edge remote add`"
+        warn(f"the budget in dollars does not count: no prices are set for {remote.name}: {way}")
     purse = None
     if rehearsal is None:
         ledger = Ledger(state_dir(environ) / "spent.json")

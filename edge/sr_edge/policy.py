@@ -165,7 +165,7 @@ class Breaker:
             return False
         self._is_knocking = False
         if heard:
-            self._close()
+            self._open_until = None  # how well it is, the next span tells
         else:
             self._fail()
         return heard

@@ -216,6 +216,8 @@ def notes(transcript: Transcript, *, max_tokens: int | None = None) -> list[str]
         limit = "its limit" if max_tokens is None else f"--max-tokens {max_tokens}"
         if is_full(transcript):
             limit = "the end of the context"
+        elif transcript.error is not None:
+            limit = f"this point, since {transcript.error}"
         answer = split_reasoning(transcript.opening, transcript.text)[1].strip()
         what = "the answer is cut" if answer else "the reasoning had not reached an answer"
         lines.append(f"stopped at {limit}: {what}")
@@ -230,7 +232,7 @@ def _is_refused(span: SpanRecord) -> bool:
 
 def is_full(transcript: Transcript) -> bool:
     """Whether the answer was cut because nothing more fits into the context."""
-    return transcript.finish == "length" and transcript.error is not None
+    return transcript.finish == "length" and (transcript.error or "").startswith("the context is full")
 
 
 def usage_line(transcript: Transcript, separator: str = " · ") -> str:

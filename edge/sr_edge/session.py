@@ -230,6 +230,8 @@ class Session:
 
 
 def _check(settings: SessionSettings) -> None:
+    if settings.big == "":
+        raise UsageError("--big is empty: name a GGUF or a URL")
     if settings.big is not None and "://" in settings.big and not is_url(settings.big):
         raise UsageError(f"--big {settings.big}: a URL begins with http:// or https://")
     if settings.big is not None and settings.remote is not None:
@@ -261,10 +263,15 @@ def _reach(
 
     key: str | None = environ.get(API_KEY_VARIABLE) or None
     if settings.remote is not None:
-        from sr_edge.keys import find_key
+        from sr_edge.keys import find_key, known_keys
 
-        secret = None if settings.offline else find_key(remote, environ=environ, say=warn)
-        key = secret.reveal() if secret else None
+        if settings.offline:
+            key = None
+        elif settings.dry_run:  # it is not shown, so it is not fetched either
+            key = "not-fetched" if known_keys([remote], environ=environ)[0].place else None
+        else:
+            secret = find_key(remote, environ=environ, say=warn)
+            key = secret.reveal() if secret else None
     terms = Terms(
         offline=settings.offline,
         temperature=settings.temperature,

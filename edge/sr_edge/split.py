@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 from sr_edge.draft import Draft
@@ -230,7 +230,8 @@ _FULL = "the context is full: ask something shorter, or use a model with a large
 _PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancelled`
 _POLL = 0.05  # seconds between two looks at `cancelled` while the remote is silent
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
-_GRACE = 0.1  # seconds that the remote has left once the small model has written the whole answer itself
+_GRACE = 0.1  # seconds that the remote has left once the small model can write no more without it
+_PATIENCE = 4.0  # seconds without a word, from which on that is held against the remote
 
 
 def _never() -> bool:
@@ -450,6 +451,9 @@ class _Answer:
             at=self._now(),
         )
         if span.end is None:
+            is_hedged = self._hedge and trigger == "marker"
+            if is_hedged:  # the draft needs room too
+                limit = min(limit, max(1, (self._local.room - _RESERVE) // 2))
             reader = SpanReader(
                 self._local,
                 self._local.markers,
@@ -458,7 +462,7 @@ class _Answer:
                 handback=trigger == "marker",
             )
             with ExitStack() as branches:
-                if self._hedge and trigger == "marker":
+                if is_hedged:
                     self._begin_draft(span, opening, before, limit, branches)
                 yield from self._write_span(span, reader, opening, answer, limit)
                 span.is_cut_short = limit < wanted
@@ -477,6 +481,8 @@ class _Answer:
         elif self._gate is not None:
             decision = self._gate.admit(request)
             if isinstance(decision, Grant):
+                if decision.max_tokens < request.max_tokens:
+                    span.why_short = "the budget allows no more"
                 return min(decision.max_tokens, request.max_tokens)
             span.end, span.error = decision.end, decision.reason
         return request.max_tokens
@@ -524,15 +530,12 @@ class _Answer:
         span.tokens, span.p_close = reader.tokens, reader.p_close
 
     def _draft(self, span: _Span, hedge: _Hedge) -> None:
-        """One more token of the draft; once it is a whole answer, the remote has little time left."""
-        hedge.is_waiting = hedge.is_waiting or not hedge.draft.step()
-        if not hedge.draft.is_done:
-            return
-        if hedge.done_at is None:
+        """One more token of the draft; once there can't be one, the remote has little time left."""
+        if hedge.done_at is None and not hedge.draft.step():
             hedge.done_at = self._clock()
-        if self._clock() >= hedge.done_at + _GRACE:
+        if hedge.done_at is not None and self._clock() >= hedge.done_at + _GRACE:
             span.end = "stalled"
-            span.error = "the small model had the whole answer before the large one began"
+            span.error = "the small model had written all that it could before the large one began"
 
     def _show(self, span: _Span, read: Read, opening: tuple[Token, ...]) -> Iterator[Event]:
         if read.end is not None and span.end in (None, "stop", "cap"):  # a failure stays one
@@ -582,7 +585,11 @@ class _Answer:
         tokens = span.outcome.completion_tokens
         if tokens is None:
             tokens = len(self._local.tokenize("".join(span.texts)))
-        return self._gate.report(span.request, span.end, span.outcome, tokens)
+        outcome = span.outcome
+        if span.end == "stalled" and outcome.end != "stalled":  # it is we who did not wait
+            fault: Fault = "unreachable" if self._clock() - span.asked >= _PATIENCE else "request"
+            outcome = replace(outcome, end="stalled", error=span.error, fault=fault)
+        return self._gate.report(span.request, span.end, outcome, tokens)
 
     def _take_draft(self, span: _Span, hedge: _Hedge) -> Iterator[Event]:
         """The large model did not begin in time: the draft is the answer from here on."""
@@ -601,9 +608,9 @@ class _Answer:
             self._reason = "stop"
         elif span.end == "cancelled":
             self._reason = "cancelled"
-        elif whole and span.end in ("cap", "budget", "boundary"):
+        elif whole and span.shown and span.end in ("cap", "budget", "boundary"):
             self._reason = "length"
-            self._error = _FULL if span.end == "budget" else None
+            self._error = span.why_short if span.end == "budget" else None
         elif whole:
             self._reason, self._error = "error", span.error
 
@@ -629,10 +636,8 @@ class _Hedge:
 
     branch: LocalModel
     draft: Draft
-    is_waiting: bool = False
-    """It has nothing more to write, or no room."""
     done_at: float | None = None
-    """When the answer was whole, on the decoder's clock."""
+    """When it had nothing more to write, or no room, on the decoder's clock."""
 
 
 class _Span:
@@ -644,6 +649,7 @@ class _Span:
         self.hedge: _Hedge | None = None
         self.is_draft_taken = False
         self.is_cut_short = False  # it may have fewer tokens than a span has
+        self.why_short = _FULL
         self.texts: list[str] = []  # what the remote wrote, read or not
         self.end: End | None = None
         self.error: str | None = None
@@ -652,15 +658,15 @@ class _Span:
         self.p_close: float | None = None
         self.shown = False
         self._clock = clock
-        self._asked = clock()
+        self.asked = clock()
         self._first: float | None = None
-        self._arrived = self._asked
+        self._arrived = self.asked
         self._accepted: float | None = None
 
     @property
     def is_drafting(self) -> bool:
         """Nothing has arrived yet, and the small model has something to do meanwhile."""
-        return self.hedge is not None and not self.hedge.is_waiting and not self.texts
+        return self.hedge is not None and self.hedge.done_at is None and not self.texts
 
     def text_arrived(self, text: str) -> None:
         self.texts.append(text)
@@ -685,8 +691,8 @@ class _Span:
             remote_prompt_tokens=outcome.prompt_tokens if outcome else None,
             remote_completion_tokens=outcome.completion_tokens if outcome else None,
             cost=cost,
-            ttft=None if self._first is None else self._first - self._asked,
-            seconds=(self._accepted if self._accepted is not None else now) - self._asked,
+            ttft=None if self._first is None else self._first - self.asked,
+            seconds=(self._accepted if self._accepted is not None else now) - self.asked,
             resume=None if self._accepted is None else now - self._accepted,
             error=self.error,
             at=at,

@@ -107,6 +107,31 @@ def test_a_dry_run_is_readable_too(user):
     assert QUESTION in json.loads(done.stdout.partition("\n\n")[2])["prompt"]
 
 
+def test_a_dry_run_fetches_no_key(user, tmp_path):
+    with RawServer() as server:
+        user.set_up(server, "--api-key-cmd", f"touch {tmp_path / 'fetched'}", key=None)
+        done, _ = user.ask("--dry-run")
+    assert "Authorization: Bearer ***" in done.stdout
+    assert not (tmp_path / "fetched").exists()
+
+
+@pytest.mark.parametrize("options", [("--offline",), ("--max-spans", 0)])
+def test_a_dry_run_of_what_may_not_leave_says_why(user, options):
+    with RawServer() as server:
+        user.set_up(server)
+        done, transcript = user.ask("--dry-run", *options)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"sr-edge: nothing would be sent: {transcript.spans[0].error}\n"
+
+
+def test_an_evaluation_says_once_what_goes_where(user):
+    with RawServer(*spans_of(12)) as server:
+        user.set_up(server)
+        done = user.run("eval", "--n", 2, "--arm", "split", "-r", "lab")
+    assert done.returncode == 0
+    assert done.stderr.count(f"so far to lab at {server.where}") == 1
+
+
 def test_a_dry_run_without_an_endpoint_says_that_nothing_leaves(user):
     done = user.run("ask", QUESTION, "--dry-run")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
@@ -195,6 +220,16 @@ def test_what_was_spent_counts_for_the_next_run(user):
         ends = [span.end for _ in range(3) for span in user.ask()[1].spans]
     assert (ends[0], ends[-1]) == ("stop", "budget")
     assert len(server.requests) == 2, "of 110 tokens each"
+
+
+def test_a_large_model_that_may_not_write_the_answer_is_exit_3_and_says_why(user):
+    with RawServer() as server:
+        user.set_up(server)
+        done, _ = user.ask("--policy", "remote", "--max-spans", 0)
+        assert server.connections == 0
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "0 spans" in done.stderr
+    assert "context" not in done.stderr
 
 
 def test_so_many_spans_and_no_more(user):

@@ -149,6 +149,21 @@ def test_the_half_open_breaker_knocks_and_no_span_is_risked(clock):
     assert refusal(gate) is None
 
 
+def test_an_answered_knock_does_not_make_up_for_failures(clock):
+    """A list of models can be well where the models are not."""
+    breaker = Breaker(knock=lambda heard: heard(True), clock=clock)
+    for cooldown in (*COOLDOWNS, COOLDOWNS[-1]):
+        breaker.report(DOWN)
+        clock.now += cooldown - 0.5
+        assert breaker.refusal() is not None
+        clock.now += 0.5
+        assert breaker.refusal() is None
+    breaker.report(WELL)
+    breaker.report(DOWN)
+    clock.now += COOLDOWNS[0]
+    assert breaker.refusal() is None
+
+
 def test_a_knock_that_is_answered_at_once_costs_no_span(clock):
     breaker = Breaker(knock=lambda heard: heard(True), clock=clock)
     breaker.report(DOWN)

@@ -397,6 +397,31 @@ def test_an_answer_of_exactly_the_limit_is_whole():
     assert (transcript.text, transcript.finish) == ("abcd", "stop")
 
 
+def test_where_the_large_model_may_not_write_the_answer_says_why():
+    local = ScriptedLocal([[*b"never"]])
+    transcript = assert_lawful(
+        run(local, ScriptedRemote(["x"]), policy="remote", gate=OneGate(1, end="budget")), local
+    )
+    assert (transcript.finish, transcript.error) == ("error", "not today")
+
+
+class Stingy(OneGate):
+    def admit(self, request):
+        return Grant(2)
+
+
+def test_an_answer_that_a_budget_cuts_does_not_blame_the_context():
+    local = ScriptedLocal([[*b"never"]])
+    transcript = assert_lawful(
+        run(local, ScriptedRemote(["a long answer"]), policy="remote", gate=Stingy()), local
+    )
+    assert (transcript.text, transcript.finish, transcript.error) == (
+        "a ",
+        "length",
+        "the budget allows no more",
+    )
+
+
 def test_a_full_context_says_so():
     local = ScriptedLocal([[*b"abcdefghijklmnopqrstuvwxyz"]], context=30)
     transcript = assert_lawful(run(local), local)
@@ -446,10 +471,10 @@ def test_a_schedule_without_a_remote_is_no_schedule():
 SILENCE = ("",) * 10_000
 
 
-def hedged(local, *replies, **options):
+def hedged(local, *replies, tick=0.01, **options):
     remote = ScriptedRemote([Reply(*reply) if isinstance(reply, tuple) else reply for reply in replies])
     ticks = itertools.count()
-    events = run(local, remote, hedge=True, clock=lambda: next(ticks) / 100, **options)
+    events = run(local, remote, hedge=True, clock=lambda: next(ticks) * tick, **options)
     assert all(stream.closed for stream in remote.streams)
     return assert_lawful(events, local), remote
 
@@ -497,7 +522,7 @@ def test_stopping_while_the_remote_is_awaited_drops_the_draft():
 
 def test_a_draft_leaves_room_for_the_span():
     local = ScriptedLocal([[OPEN], [*b"b" * 100]], context=80)
-    transcript, _ = hedged(local, ((*SILENCE[:200], "X" * 20),), limits=Limits(200, 20, 20))
+    transcript, _ = hedged(local, ((*SILENCE[:40], "X" * 20),), limits=Limits(200, 20, 20))
     assert transcript.spans[0].text == "X" * 20
 
 
@@ -507,6 +532,36 @@ def test_a_draft_respects_the_length_of_the_answer():
     transcript, _ = hedged(local, reply, limits=Limits(max_tokens=10))
     assert transcript.local_tokens == 10
     assert transcript.finish == "length"
+
+
+@pytest.mark.parametrize(("limits", "context"), [(Limits(10), 4096), (Limits(1000, 500, 500), 60)])
+def test_a_draft_that_may_not_go_on_does_not_wait_for_the_remote_either(limits, context):
+    """Whether it is the answer that may be no longer, or the context that is full."""
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b" * 200]], context=context)
+    alone = ScriptedLocal([[*b"a", OPEN], [*b"b" * 200]], context=context)
+    expected = assert_lawful(run(alone, policy="local", limits=limits), alone)
+    transcript, remote = hedged(local, (SILENCE,), limits=limits)
+    assert remote.streams[0].unread > len(SILENCE) - 400, "it was left soon"
+    assert (transcript.text, transcript.finish) == (expected.text, "length")
+
+
+def test_whether_a_remote_that_was_left_is_blamed_depends_on_how_long_it_said_nothing():
+    def reported(tick):
+        gate = Hearing()
+        hedged(ScriptedLocal([[OPEN], [*b"bbb"]]), (SILENCE,), gate=gate, tick=tick)
+        return [(outcome.end, outcome.fault) for outcome in gate.outcomes]
+
+    assert reported(tick=0.01) == [("stalled", "request")]
+    assert reported(tick=2.0) == [("stalled", "unreachable")]
+
+
+class Hearing(OneGate):
+    def __init__(self):
+        super().__init__()
+        self.outcomes = []
+
+    def report(self, request, end, outcome, tokens):
+        self.outcomes.append(outcome)
 
 
 def test_a_draft_with_text_markers_never_shows_one():

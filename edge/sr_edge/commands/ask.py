@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self, TextIO
+from typing import Annotated, Self, TextIO
 
 import typer
 
@@ -17,17 +17,13 @@ from sr_edge.commands.interrupt import Interrupt
 from sr_edge.commands.leaving import disclosure, print_preview
 from sr_edge.commands.output import Extract, Output, boxed_of, note
 from sr_edge.commands.settings import session_settings
+from sr_edge.config.schema import MAX_SEED
 from sr_edge.errors import GenerationError, ModelError, RemoteError, UsageError
 from sr_edge.events import Event, SpanOpened, to_json
-from sr_edge.report import FAILED, NOT_SENT, Spans, as_json, is_full
+from sr_edge.report import FAILED, Spans, as_json, is_full
 from sr_edge.split import Message, Policy
 from sr_edge.terminal import safe, safe_json
 from sr_edge.transcript import Fold, Transcript
-
-if TYPE_CHECKING:
-    pass
-
-MAX_SEED = 2**32 - 2  # the number after it means "random" to llama.cpp
 
 
 def ask(
@@ -206,7 +202,7 @@ def ask(
             output.view.close()
         transcript = folding.transcript
         if rehearsal is not None and not interrupt():
-            print_preview(rehearsal.preview, as_object=as_object)
+            print_preview(rehearsal.preview, transcript, as_object=as_object)
             raise typer.Exit(0)
         boxed = boxed_of(transcript)
         if as_object:
@@ -261,7 +257,9 @@ def exit_code(transcript: Transcript, *, policy: Policy) -> int:
             return INTERRUPTED
         case "refused":
             return ModelError.exit_code
-    if policy == "remote" and any(span.end in FAILED | NOT_SENT for span in transcript.spans):
+    if policy == "remote" and any(
+        span.end in FAILED or span.status == "skipped" for span in transcript.spans
+    ):
         return RemoteError.exit_code
     return GenerationError.exit_code
 

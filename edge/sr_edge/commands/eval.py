@@ -16,6 +16,7 @@ import typer
 
 from sr_edge.commands import INTERRUPTED
 from sr_edge.commands.interrupt import Interrupt
+from sr_edge.commands.leaving import receiver
 from sr_edge.commands.output import note, width_of
 from sr_edge.errors import RemoteError, UsageError
 from sr_edge.report import table
@@ -113,13 +114,21 @@ def evaluate(
         seed=seed,
         temperature=temp,
         big_temperature=temp if arms == ["big"] else 0.0,  # as `ask` writes spans
+        max_spans=config.offload.max_spans,
+        redact=config.offload.redact,
         budget=config.budget,
     )
     asked = problems(seed, n)
     figures: dict[str, Any] = {}
     share: float | None = None
     failure: RemoteError | None = None
-    with Interrupt() as interrupt, Session.open(settings, progress=interrupt.check) as session:
+    with (
+        Interrupt() as interrupt,
+        Session.open(settings, warn=note, progress=interrupt.check) as session,
+    ):
+        if session.outside is not None and not config.offline:
+            to = receiver(session.outside.endpoint.name, session.outside.endpoint.where)
+            note(f"sending the problems and the answers so far to {to}")
         if "split" in arms and session.local.markers is None:
             note(f"{session.local.name} has no markers, so split is the small model alone")
         for name in arms:

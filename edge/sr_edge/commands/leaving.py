@@ -13,6 +13,7 @@ from sr_edge.terminal import safe_json
 
 if TYPE_CHECKING:
     from sr_edge.remote.endpoint import Preview
+    from sr_edge.transcript import Transcript
 
 
 def disclosure(event: SpanOpened, where: str) -> str:
@@ -21,14 +22,20 @@ def disclosure(event: SpanOpened, where: str) -> str:
     Args:
         where: host and port.
     """
-    to = where if event.remote in (None, where) else f"{event.remote} at {where}"
+    to = receiver(event.remote, where)
     return f"sending the question and the answer so far ({size(event.sent_bytes)} at first) to {to}"
 
 
-def print_preview(preview: Preview | None, *, as_object: bool) -> None:
+def receiver(name: str | None, where: str) -> str:
+    """`lab at api.example.com:443`"""
+    return where if name in (None, where) else f"{name} at {where}"
+
+
+def print_preview(preview: Preview | None, transcript: Transcript, *, as_object: bool) -> None:
     """The request as it would be sent; the key is not shown."""
     if preview is None:
-        note("nothing would be sent: the small model did not ask")
+        refused = next((span.error for span in transcript.spans if span.error), None)
+        note(f"nothing would be sent: {refused or 'the small model did not ask'}")
         return
     body = json.dumps(preview.body, ensure_ascii=False, indent=None if as_object else 2)
     if as_object:
