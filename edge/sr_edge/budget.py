@@ -17,7 +17,6 @@ from typing import Any
 
 from sr_edge.errors import UsageError
 from sr_edge.files import locked, write_private
-from sr_edge.report import dollars
 from sr_edge.split import Outcome, SpanRequest
 
 MIN_GRANT = 16
@@ -27,24 +26,27 @@ WARN_AT = 0.8
 """Part of a limit from which on the user is told."""
 
 
+MAX_PRICE = 1e6
+"""US dollars per million tokens: a dollar for each."""
+
+MAX_TOKENS = 10**9
+"""Of one span. What counts more has not counted."""
+
+_MAX_TOTAL = 10**15  # dollars or tokens: beyond it floats are not exact, and nobody has that much
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """US dollars per million tokens."""
 
     input: float
     output: float
-    cached: float | None = None
-    """Of prompt tokens that the remote had read before; None: as others."""
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, *, cached_tokens: int = 0) -> float:
-        """In US dollars.
-
-        Args:
-            cached_tokens: how many of `prompt_tokens` the remote counts as cached.
-        """
-        cached = self.input if self.cached is None else self.cached
-        fresh_tokens = prompt_tokens - cached_tokens
-        return (self.input * fresh_tokens + cached * cached_tokens + self.output * completion_tokens) / 1e6
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """In US dollars."""
+        prompt_cost = _bounded(self.input, MAX_PRICE) * _bounded(prompt_tokens, MAX_TOKENS)
+        completion_cost = _bounded(self.output, MAX_PRICE) * _bounded(completion_tokens, MAX_TOKENS)
+        return (prompt_cost + completion_cost) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Spent:
     tokens: int = 0
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.usd + other.usd, self.tokens + other.tokens)
+        usd = _bounded(self.usd, _MAX_TOTAL) + _bounded(other.usd, _MAX_TOTAL)
+        return Spent(usd, self.tokens + other.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +85,15 @@ class Meter:
             answer, today: what has been spent so far.
         """
         limits: list[_Limit | _Share] = [*self._limits(answer, today), *self._share(request)]
-        low, high = 0, request.max_tokens  # all limits have room for `low`, or none has for anything
+        wanted = max(0, min(request.max_tokens, MAX_TOKENS))
+        low, high = 0, wanted  # all limits have room for `low`, or none has for anything
         while low < high:
             middle = (low + high + 1) // 2
             if all(limit.has_room(request.sent_tokens, middle) for limit in limits):
                 low = middle
             else:
                 high = middle - 1
-        least = min(MIN_GRANT, request.max_tokens)
+        least = min(MIN_GRANT, wanted)
         if low >= max(1, least):
             return low
         for limit in limits:
@@ -109,20 +113,32 @@ class Meter:
         budget = self.budget
         if self.price is not None:
             cost = self.price.cost
-            if budget.usd_per_answer is not None:
-                yield _Limit("usd_per_answer", "answer", answer.usd, budget.usd_per_answer, cost, dollars)
-            if budget.usd_per_day is not None:
-                yield _Limit("usd_per_day", "day", today.usd, budget.usd_per_day, cost, dollars)
-        if budget.tokens_per_answer is not None:
-            yield _Limit(
-                "tokens_per_answer", "answer", answer.tokens, budget.tokens_per_answer, _total, _tokens
-            )
-        if budget.tokens_per_day is not None:
-            yield _Limit("tokens_per_day", "day", today.tokens, budget.tokens_per_day, _total, _tokens)
+            yield from _limit("usd_per_answer", "answer", answer.usd, budget.usd_per_answer, cost, dollars)
+            yield from _limit("usd_per_day", "day", today.usd, budget.usd_per_day, cost, dollars)
+        yield from _limit(
+            "tokens_per_answer", "answer", answer.tokens, budget.tokens_per_answer, _total, _tokens
+        )
+        yield from _limit("tokens_per_day", "day", today.tokens, budget.tokens_per_day, _total, _tokens)
 
     def _share(self, request: SpanRequest) -> Iterator[_Share]:
         if self.budget.share is not None:
-            yield _Share(self.budget.share, request.local_tokens, request.remote_tokens)
+            local, remote = request.local_tokens, request.remote_tokens
+            yield _Share(
+                _bounded(self.budget.share, 1), _bounded(local, _MAX_TOTAL), _bounded(remote, _MAX_TOTAL)
+            )
+
+
+def _limit(
+    key: str,
+    whose: str,
+    used: float,
+    most: float | None,
+    cost: Callable[[float, float], float],
+    show: Callable[[float], str],
+) -> Iterator[_Limit]:
+    """One, or none where nothing is set."""
+    if most is not None:
+        yield _Limit(key, whose, _bounded(used, _MAX_TOTAL), _bounded(most, _MAX_TOTAL), cost, show)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +147,7 @@ class _Limit:
     whose: str
     used: float
     most: float
-    cost: Callable[[int, int], float]
+    cost: Callable[[float, float], float]
     """Of so many prompt tokens and so many others, in the unit of the limit."""
     show: Callable[[float], str]
 
@@ -156,8 +172,8 @@ class _Limit:
 @dataclass(frozen=True, slots=True)
 class _Share:
     most: float
-    local_tokens: int
-    remote_tokens: int
+    local_tokens: float
+    remote_tokens: float
 
     def has_room(self, prompt_tokens: int, tokens: int) -> bool:
         written = self.remote_tokens + tokens
@@ -170,8 +186,8 @@ class _Share:
         )
 
 
-def _total(prompt_tokens: int, completion_tokens: int) -> float:
-    return prompt_tokens + completion_tokens
+def _total(prompt_tokens: float, completion_tokens: float) -> float:
+    return _bounded(prompt_tokens, MAX_TOKENS) + _bounded(completion_tokens, MAX_TOKENS)
 
 
 def _tokens(count: float) -> str:
@@ -182,6 +198,18 @@ def _rounded_up(value: float) -> str:
     """To one significant digit, and in plain figures."""
     unit = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return f"{max(1, math.ceil(value / unit - 1e-9)) * unit:.10f}".rstrip("0").rstrip(".")
+
+
+def dollars(amount: float) -> str:
+    """With two significant digits, and cents at least."""
+    amount = _bounded(amount, _MAX_TOTAL)
+    digits = 2 if amount == 0 else max(2, 1 - math.floor(math.log10(amount)))
+    return f"${amount:.{min(digits, 8)}f}"
+
+
+def _bounded(value: float, most: float) -> float:
+    """Between nothing and `most`: an answer must not be lost to what a server counts. NaN is nothing."""
+    return float(min(value, most)) if value > 0 else 0.0
 
 
 # --- one conversation --------------------------------------------------------------------------------
@@ -213,7 +241,8 @@ class Account:
 
     def spend(self, request: SpanRequest, outcome: Outcome, tokens: int) -> float | None:
         """Count a span. Where the remote does not say how many tokens it counts, the local ones are taken."""
-        prompt_tokens, completion_tokens = outcome.prompt_tokens, outcome.completion_tokens
+        prompt_tokens = _believable(outcome.prompt_tokens)
+        completion_tokens = _believable(outcome.completion_tokens)
         if prompt_tokens is None:
             is_free = outcome.end == "error" and not tokens and completion_tokens is None
             prompt_tokens = 0 if is_free else request.sent_tokens
@@ -237,12 +266,17 @@ class Account:
                 self._warn(line)
 
 
+def _believable(count: int | None) -> int | None:
+    return count if count is not None and 0 <= count <= MAX_TOKENS else None
+
+
 # --- what was spent ----------------------------------------------------------------------------------
 
 KEEP_DAYS = 31
 
 _VERSION = 1
 _NANO = 1_000_000_000  # dollars are kept as whole nanodollars: sums are exact in any order
+_MAX_NANO = _MAX_TOTAL * _NANO
 _LOCK_SECONDS = 1.0  # an answer waits for this
 
 _Totals = dict[str, dict[str, tuple[int, int]]]
@@ -275,10 +309,9 @@ class Ledger:
         return Spent(sum(nano for nano, _ in entries) / _NANO, sum(tokens for _, tokens in entries))
 
     def add(self, remote: str, usd: float, tokens: int) -> None:
-        assert usd >= 0, "money does not come back"
-        assert tokens >= 0
+        nano, count = round(_bounded(usd, _MAX_TOTAL) * _NANO), int(_bounded(tokens, _MAX_TOTAL))
         day = self._day(self._known())
-        self._unsaved = _sum(self._unsaved, {day: {remote: (round(usd * _NANO), tokens)}})
+        self._unsaved = _sum(self._unsaved, {day: {remote: (nano, count)}})
         try:
             with locked(self._path, timeout=_LOCK_SECONDS):
                 self._save()
@@ -361,8 +394,12 @@ def _parsed(data: Any, path: Path) -> _Totals | None:
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    figures = (figure for of in totals.values() for entry in of.values() for figure in entry)
-    return totals if all(type(figure) is int and figure >= 0 for figure in figures) else None
+    entries = [entry for of in totals.values() for entry in of.values()]
+    return totals if all(_is_count(n, _MAX_NANO) and _is_count(t, _MAX_TOTAL) for n, t in entries) else None
+
+
+def _is_count(figure: object, most: int) -> bool:
+    return type(figure) is int and 0 <= figure <= most
 
 
 def _sum(a: _Totals, b: _Totals) -> _Totals:
@@ -371,5 +408,5 @@ def _sum(a: _Totals, b: _Totals) -> _Totals:
         into = total.setdefault(day, {})
         for name, (nano, tokens) in of.items():
             had = into.get(name, (0, 0))
-            into[name] = (had[0] + nano, had[1] + tokens)
+            into[name] = (min(had[0] + nano, _MAX_NANO), min(had[1] + tokens, _MAX_TOTAL))
     return total

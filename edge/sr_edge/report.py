@@ -6,11 +6,11 @@ it passes a `terminal.Sanitiser` first, since models and servers wrote it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TextIO
 
+from sr_edge.budget import dollars
 from sr_edge.events import End, Event, Finished, LocalToken, SpanClosed, SpanDelta, Started
 from sr_edge.extract import Part, ReasoningSplitter, is_thinking, last_boxed, split_reasoning
 from sr_edge.terminal import Sanitiser, can_show, safe_line
@@ -252,12 +252,6 @@ def usage_line(transcript: Transcript, separator: str = " · ") -> str:
 
 def _tokens_per_second(transcript: Transcript) -> float | None:
     return transcript.local_tokens / transcript.local_seconds if transcript.local_seconds > 0 else None
-
-
-def dollars(amount: float) -> str:
-    """With two significant digits, and cents at least."""
-    digits = 2 if amount == 0 else max(2, 1 - math.floor(math.log10(abs(amount))))
-    return f"${amount:.{min(digits, 8)}f}"
 
 
 def size(count: int) -> str:

@@ -230,7 +230,7 @@ _FULL = "the context is full: ask something shorter, or use a model with a large
 _PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancelled`
 _POLL = 0.05  # seconds between two looks at `cancelled` while the remote is silent
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
-_GRACE = 0.1  # seconds that the remote has left once the small model can write no more without it
+_GRACE = 0.05  # seconds that the remote has left once the small model can write no more without it
 _PATIENCE = 4.0  # seconds without a word, from which on that is held against the remote
 
 

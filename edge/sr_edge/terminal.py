@@ -27,7 +27,8 @@ _INVISIBLE = (
     "\x00-\x08\x0b-\x1f\x7f"  # C0 without tab and newline: escape, bell, carriage return ...
     "\x80-\x9f"  # C1: one character that some terminals take for an escape sequence
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"  # direction controls: they reorder what is read
-    "\u00ad\u180e\u200b\u2060-\u2065\ufeff"  # no width: words that look alike and are not
+    "\u00ad\u034f\u180e\u200b\u2060-\u2065\ufeff"  # no width: words that look alike and are not
+    "\u115f\u1160\u3164\uffa0"  # letters of Hangul that show nothing
     "\ufff0-\ufffb\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # layout, annotation
     "\u2028\u2029"  # line ends that only some programs see
     "\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"  # tags: text that nobody sees
@@ -37,8 +38,8 @@ _STEERING = re.compile(f"{_SEQUENCE}|{_LINE_END}|[{_INVISIBLE}{_HALF}]")
 _STEERING_SO_FAR = re.compile(f"{_SEQUENCE}|{_UNFINISHED}|{_LINE_END}|[{_INVISIBLE}{_HALF}]")
 _PLAIN = re.compile(  # neither steering nor a mark nor a joiner
     "[\t\n -~\xa0-\xac\xae-\u02ff\u0370-\u0482\u048a-\u058f\u05d0-\u05ff\u0620-\u064a\u0671-\u06d3"
-    "\u1e00-\u200a\u2010-\u2027\u202f-\u205f\u2070-\u20cf\u2100-\u2ce4\u2e00-\u3029\u3030-\u3098\u309b-\ua66e"
-    "\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef\U0001f000-\U0001faff\U00020000-\U0003ffff]*"
+    "\u1e00-\u200a\u2010-\u2027\u202f-\u205f\u2070-\u20cf\u2100-\u2ce4\u2e00-\u3029\u3030-\u3098\u309b-\u3163\u3165-\ua66e"
+    "\uac00-\ud7a3\uf900-\ufaff\uff00-\uff9f\uffa1-\uffef\U0001f000-\U0001faff\U00020000-\U0003ffff]*"
 )
 _JOINERS = "\u200c\u200d"
 _JOINS = re.compile(  # Arabic, Indic and their neighbours; emoji

@@ -8,10 +8,22 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sr_edge.budget import KEEP_DAYS, MIN_GRANT, WARN_AT, Account, Budget, Ledger, Meter, Price, Spent
+from sr_edge.budget import (
+    KEEP_DAYS,
+    MAX_TOKENS,
+    MIN_GRANT,
+    WARN_AT,
+    Account,
+    Budget,
+    Ledger,
+    Meter,
+    Price,
+    Spent,
+    dollars,
+)
 from sr_edge.split import Outcome, SpanRequest
 
 DAY = date(2026, 3, 14)
@@ -40,9 +52,6 @@ def ledger(path: Path, day: date = DAY) -> Ledger:
 
 def test_a_price_is_per_million_tokens() -> None:
     assert PRICE.cost(1_000_000, 500_000) == pytest.approx(3.0)
-    cached = Price(input=1.0, output=4.0, cached=0.1)
-    assert cached.cost(1_000_000, 0, cached_tokens=900_000) == pytest.approx(0.19)
-    assert PRICE.cost(1_000_000, 0, cached_tokens=900_000) == pytest.approx(1.0)
 
 
 def test_without_limits_a_span_has_what_it_asks_for() -> None:
@@ -211,6 +220,20 @@ def test_the_user_is_warned_once_a_limit_is_nearly_used_up() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        (0, "$0.00"),
+        (12.3, "$12.30"),
+        (0.0012, "$0.0012"),
+        (1e-12, "$0.00000000"),
+        (float("nan"), "$0.00"),
+    ],
+)
+def test_dollars_have_two_digits_that_mean_something(amount: float, shown: str) -> None:
+    assert dollars(amount) == shown
+
+
 # --- one conversation --------------------------------------------------------------------------------
 
 
@@ -229,6 +252,51 @@ def test_an_account_estimates_what_the_remote_does_not_say(tmp_path: Path) -> No
     assert ledger(tmp_path).spent() == Spent(0, 1080)
     account.spend(asked(), Outcome("stalled", "silent"), 0)  # it has read the prompt
     assert ledger(tmp_path).spent() == Spent(0, 2080)
+
+
+@pytest.mark.parametrize("absurd", [10**400, 10**10, -1, float("nan"), float("inf")])
+def test_a_count_that_cannot_be_true_is_not_believed(absurd: int, tmp_path: Path) -> None:
+    account = Account(Meter(Budget(usd_per_day=1), PRICE), ledger(tmp_path), "fast")
+    outcome = Outcome("stop", prompt_tokens=absurd, completion_tokens=absurd)
+    assert account.spend(asked(), outcome, 80) == pytest.approx(0.00132)
+    assert ledger(tmp_path).spent() == Spent(pytest.approx(0.00132), 1080)
+    outcome = Outcome("stop", prompt_tokens=absurd, completion_tokens=20)
+    account.spend(asked(), outcome, 80)
+    assert ledger(tmp_path).spent().tokens == 1080 + 1020
+    assert isinstance(account.allowance(asked(span=2)), int)
+
+
+ANY_FLOAT = st.floats() | st.integers(-(10**400), 10**400) | st.sampled_from([10**400, -(10**400), 1e308])
+ANY_COUNT = st.integers(-(10**400), 10**400) | st.sampled_from([10**400, -(10**400), 10**5000])
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_no_number_raises(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def number() -> float:
+        return data.draw(ANY_FLOAT)
+
+    def count() -> int:
+        return data.draw(ANY_COUNT)
+
+    path = tmp_path_factory.getbasetemp() / "absurd"
+    (path / "spent.json").unlink(missing_ok=True)
+    price = Price(number(), number())
+    assert 0 <= price.cost(count(), count()) < float("inf")
+    budget = Budget(number(), number(), count(), count(), number())
+    meter = Meter(budget, price)
+    request = SpanRequest(data.draw(st.integers(1, 3)), count(), count(), count(), count())
+    spent = Spent(number(), count()) + Spent(number(), count())
+    assert "\n" not in str(meter.allowance(request, answer=spent, today=spent))
+    assert "\n" not in "".join(meter.warnings(answer=spent, today=spent).values())
+    assert dollars(number()).startswith("$")
+    book = ledger(path)
+    book.add("fast", number(), count())
+    account = Account(meter, book, "fast")
+    account.allowance(request)
+    account.spend(request, Outcome("stop", prompt_tokens=count(), completion_tokens=count()), count())
+    assert book.problem is None
+    assert ledger(path).spent() == book.spent()
 
 
 def test_the_limit_of_an_answer_begins_anew_and_that_of_the_day_does_not(tmp_path: Path) -> None:
@@ -332,8 +400,28 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
         b'{"version": 1, "days": {"yesterday": {}}}',
         b'{"version": 1, "days": {"2026-03-14": {"fast": {"nanodollars": -1, "tokens": 0}}}}',
         b'{"version": 1, "days": {"2026-03-14": {"fast": {"nanodollars": 1.5, "tokens": true}}}}',
+        b'{"version": 1, "days": {"2026-03-14": {"fast": {"nanodollars": 1, "tokens": 1%s}}}}' % (b"0" * 400),
+        b'{"version": 1, "days": {"2026-03-14": {"fast": {"nanodollars": 1%s, "tokens": 1}}}}' % (b"0" * 400),
+        b'{"version": 1, "days": {"2026-03-14": {"fast": {"nanodollars": 1, "tokens": 1%s}}}}'
+        % (b"0" * 9999),
+        b'{"version": 1, "days": {"2026-03-14": {"fast": {"nanodollars": 1e999, "tokens": 1}}}}',
     ],
-    ids=["empty", "cut", "no text", "null", "list", "deep", "no days", "no date", "negative", "no integer"],
+    ids=[
+        "empty",
+        "cut",
+        "no text",
+        "null",
+        "list",
+        "deep",
+        "no days",
+        "no date",
+        "negative",
+        "no integer",
+        "absurd tokens",
+        "absurd dollars",
+        "more digits than are read",
+        "infinite",
+    ],
 )
 def test_a_damaged_file_is_set_aside_and_told(tmp_path: Path, content: bytes) -> None:
     for n in (1, 2):
@@ -347,6 +435,13 @@ def test_a_damaged_file_is_set_aside_and_told(tmp_path: Path, content: bytes) ->
         assert book.spent() == ledger(tmp_path).spent() == Spent(0.5, 100)
         book.add("fast", 0.5, 100)
         assert book.problem is None
+
+
+def test_what_is_written_is_never_taken_for_damaged(tmp_path: Path) -> None:
+    for _ in range(3):
+        ledger(tmp_path).add("fast", 1e300, 10**300)
+    assert ledger(tmp_path).spent().tokens >= MAX_TOKENS
+    assert [*tmp_path.glob("*corrupt*")] == []
 
 
 def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from sr_edge.terminal import MAX_MARKS, Sanitiser, can_show, safe, safe_json, sa
 JOINERS = "\u200c\u200d"
 VISIBLE_FORMAT = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 """Signs that stand over several figures: of category Cf, yet seen."""
+BLANK = "\u034f\u115f\u1160\u3164\uffa0"
+"""Of another category, yet never seen."""
 
 SEQUENCES = {
     "colour": "\x1b[31m",
@@ -43,6 +45,7 @@ STRAY = {
     "reversed reading": ("abc\u202edef", "abcdef"),
     "isolates": ("\u2066x\u2069", "x"),
     "no width": ("ad\u200bmin\u2060\ufeff\u00ad", "admin"),
+    "letters that show nothing": ("p\u3164a\uffa0y\u115fp\u1160a\u034fl", "paypal"),
     "joiners that join nothing": ("a\u200db\u200c c\u200d", "ab c"),
     "joiner after joiner": ("👩\u200d\u200d💻", "👩\u200d💻"),
     "selectors that spell something": ("😀\ufe0f\ufe01\ufe02\U000e0105", "😀\ufe0f"),
@@ -65,6 +68,7 @@ ORDINARY = [
     "हिन्दी क्षत्रिय क्‍ष বাংলা র‍্য தமிழ் ශ්‍රී മലയാളം",
     "العربية السَّلَامُ می‌خواهم עִבְרִית",
     "e\u0301 ậ Ω̄ ∑ᵢ 한국어 か\u3099",
+    "⠓⠊⠀⠞ (braille has a blank)",
     "[bold]not markup[/bold] [link=https://x.example]y[/link] [/] [@click=app.quit]z",
     r"\x1b[31m \u001b ^[[0m $\frac{1}{2}$ C:\[x]",
 ]
@@ -125,7 +129,7 @@ def test_every_invisible_character_is_dropped_and_every_other_stays() -> None:
     steering, ordinary = [], []
     for c in map(chr, range(sys.maxunicode + 1)):
         category = unicodedata.category(c)
-        if category in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t" + VISIBLE_FORMAT:
+        if category in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t" + VISIBLE_FORMAT or c in BLANK:
             steering.append(c)
         elif category != "Cn":
             ordinary.append(c)

@@ -72,6 +72,11 @@ class Door:
     def is_offline(self) -> bool:
         return self._lines is None
 
+    def make_ready(self) -> None:
+        """Do now what else the first line would have to wait for. Opens nothing."""
+        if not self.is_offline:
+            _line_class()
+
     def line(self, site: Site, *, connect_timeout: float) -> Line:
         """A line that is not connected yet: it will be when it is used, if nobody hung up before.
 
@@ -82,9 +87,7 @@ class Door:
             if self._lines is None:
                 raise OfflineError
             tls = self._trust(site.ca_file) if site.is_tls else None
-            from sr_edge.remote.line import Line  # httpx takes its time: not before somebody is asked
-
-            line = Line(
+            line = _line_class()(
                 site.host,
                 site.port,
                 tls=tls,
@@ -114,6 +117,13 @@ class Door:
                 tls.load_verify_locations(ca_file)
             self._tls[ca_file] = tls
         return tls
+
+
+def _line_class() -> type[Line]:
+    """httpx takes its time: it is not imported before somebody is to be asked."""
+    from sr_edge.remote.line import Line
+
+    return Line
 
 
 def site_of(
