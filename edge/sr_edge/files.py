@@ -33,8 +33,11 @@ _PRIVATE_DIR = 0o700
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's settings. The file need not exist."""
     named = environ.get(CONFIG_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
+    return _named(CONFIG_VARIABLE, named) if named else own_config_path(environ)
+
+
+def own_config_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """The same where no variable names another."""
     return config_dir(environ) / "config.toml"
 
 
@@ -68,7 +71,17 @@ def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 def _home(environ: Mapping[str, str]) -> Path | None:
     named = environ.get(HOME_VARIABLE)
-    return Path(named).expanduser().absolute() if named else None
+    return _named(HOME_VARIABLE, named) if named else None
+
+
+def _named(variable: str, text: str) -> Path:
+    """Raises: UsageError: it begins with `~name`, and nobody has this name."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(
+            f"{variable}: {text} begins with ~ and a name that no user here has: write the path out"
+        ) from None
 
 
 def _xdg(environ: Mapping[str, str], variable: str) -> Path | None:

@@ -129,7 +129,7 @@ def test_every_invisible_character_is_dropped_and_every_other_stays() -> None:
     steering, ordinary = [], []
     for c in map(chr, range(sys.maxunicode + 1)):
         category = unicodedata.category(c)
-        if category in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t" + VISIBLE_FORMAT or c in BLANK:
+        if (category in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in "\n\t" + VISIBLE_FORMAT) or c in BLANK:
             steering.append(c)
         elif category != "Cn":
             ordinary.append(c)

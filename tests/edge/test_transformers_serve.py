@@ -166,9 +166,16 @@ def test_the_end_of_a_turn_is_told_from_the_limit(serving, name):
     assert [(written, outcome.end) for written, outcome in spans] == [(" c d e f", "cap"), (" y z", "stop")]
 
 
-@pytest.mark.parametrize("api", ["trailing-plain", "prefix", "chat", "vllm-plain"])
+@pytest.mark.parametrize("api", ["chat", "vllm-plain"])
+def test_flags_that_it_does_not_know_are_an_error_and_not_left_out(serving, api):
+    [(written, outcome)] = serving.spans("wordy", [ANSWER], 16, api=api)
+    assert (written, outcome.end, outcome.fault) == ("", "error", "refused")
+    assert "HTTP 422" in outcome.error
+
+
+@pytest.mark.parametrize("api", ["trailing-plain", "prefix"])
 def test_in_chat_an_unfinished_answer_is_taken_for_a_turn_that_is_over(serving, api):
-    """The flags that elsewhere continue it are refused (422) and left out; marks of a message are ignored."""
+    """Marks of a message are ignored. Who names such a way gets what it gives."""
     [span] = serving.spans("wordy", [ANSWER], 16, api=api)
     wordy = serving.checkpoints["wordy"]
     assert span == wordy.generated([*QUESTION, Message("assistant", ANSWER)], "", 16)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from sr_edge.budget import Budget, Price
 from sr_edge.config.lines import line_numbers
 from sr_edge.config.schema import (
+    PLAIN_VARIABLES,
     PREFIX,
     REMOTE,
     SCHEMA,
@@ -27,10 +29,12 @@ from sr_edge.config.schema import (
     unknown,
 )
 from sr_edge.errors import UsageError
-from sr_edge.files import CONFIG_VARIABLE, config_path
+from sr_edge.files import CONFIG_VARIABLE, config_path, own_config_path
 from sr_edge.split import Policy
 
 PROFILE_VARIABLE = "SR_EDGE_PROFILE"
+
+_IS_NEAR = 0.75  # for names of variables: so near is ONLINE to OFFLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,17 @@ class Sampling:
     temperature: float
     max_tokens: int
     seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A URL that was put over another, and takes along what says where the key is."""
+
+    url_origin: str
+    """Where the URL comes from."""
+    key_origin: str
+    key_url: str | None
+    """The URL that holds where the key's setting is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +82,8 @@ class RemoteConfig:
     """Seconds for those of the deadlines' fields that are set."""
     hedge: bool | None = None
     redact: tuple[str, ...] | None = None
+    moved: Moved | None = None
+    """Set where the URL comes from a higher layer than `api_key_cmd` or `api_key_env`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +142,7 @@ def load_config(
     """Read and check everything; nothing is opened but the file.
 
     Args:
-        path: instead of the user's file.
+        path: instead of the user's file, whose `offline` holds nevertheless.
         flags: values of the command line by dotted name; those that are None were not given.
         may_be_missing: even if the user named it. Else settings that nobody finds, such as offline, would be
             silently without effect.
@@ -137,7 +154,10 @@ def load_config(
     text = read_config(path)
     if text is None and named and not may_be_missing:
         raise UsageError(f"{path} is not there: it was named as the file of settings")
-    return config_of(text or "", path, environ=environ, profile=profile, flags=flags)
+    others = dict.fromkeys([config_path(environ), own_config_path(environ)])
+    others.pop(path.absolute(), None)
+    elsewhere = [_offline_in(other) for other in others]
+    return config_of(text or "", path, environ=environ, profile=profile, flags=flags, elsewhere=elsewhere)
 
 
 def config_of(
@@ -147,13 +167,22 @@ def config_of(
     environ: Mapping[str, str],
     profile: str | None = None,
     flags: Mapping[str, object] | None = None,
+    elsewhere: Sequence[Mapping[str, Setting]] = (),
 ) -> Config:
-    """As `load_config`, from the file's text. Raises: UsageError."""
+    """As `load_config`, from the file's text.
+
+    Args:
+        elsewhere: what holds beneath all of that.
+    Raises:
+        UsageError: as there.
+    """
     file = _File.parse(text, path)
     chosen, chooser = profile, "--profile"
     if chosen is None and environ.get(PROFILE_VARIABLE):
         chosen, chooser = environ[PROFILE_VARIABLE], PROFILE_VARIABLE
-    layers = [file.values]
+    layers = [file.values, *elsewhere]
+    if chosen == "":
+        raise UsageError("--profile names no profile: it is empty")
     if chosen is not None:
         if chosen not in file.profiles:
             near = nearest(chosen, file.profiles)
@@ -164,7 +193,7 @@ def config_of(
     layers.insert(0, _environment(environ, known))
     layers.insert(0, _flags(flags or {}))
     settings = merged(layers)
-    return _built(settings, file, chosen)
+    return _built(settings, layers, file, chosen)
 
 
 def check_text(text: str, path: Path, *, is_whole: bool = True) -> None:
@@ -199,6 +228,25 @@ def read_config(path: Path) -> str | None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path}:{line}: not UTF-8: save the file in that encoding") from None
+
+
+def _offline_in(path: Path) -> Layer:
+    """What a file that is not the one in use says of being offline: a promise that another one does not end.
+
+    Raises:
+        UsageError: it cannot be known.
+    """
+    text = read_config(path)
+    if text is None:
+        return {}
+    data = _parsed(text, path)
+    key = _SETTINGS["offline"]
+    said = {key.name: data[key.name]} if key.name in data else {}
+    reader = _Reader(path, line_numbers(text))
+    layer = reader.values(said, (), {key.name: key}, None)
+    return {
+        name: Setting(True, f"{path}:{reader.line((name,))}") for name, said in layer.items() if said.value
+    }
 
 
 Layer = dict[str, Setting]
@@ -237,10 +285,7 @@ class _File:
 
     @classmethod
     def parse(cls, text: str, path: Path) -> _File:
-        try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(_syntax(str(error), text, path)) from None
+        data = _parsed(text, path)
         reader = _Reader(path, line_numbers(text))
         profiles = reader.table(data.pop("profiles", {}), ("profiles",))
         return cls(
@@ -249,6 +294,18 @@ class _File:
             reader.layer(data, ()),
             {name: reader.profile(name, profiles[name]) for name in profiles},
         )
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    """Raises: UsageError: it is no TOML; names the line."""
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # a number of thousands of digits is one, and no TOMLDecodeError
+        raise UsageError(_syntax(str(error), text, path)) from None
+    except RecursionError:
+        raise UsageError(
+            f"{path}: not TOML that can be read: brackets within brackets, without end"
+        ) from None
 
 
 def _syntax(message: str, text: str, path: Path) -> str:
@@ -362,9 +419,10 @@ def _environment(environ: Mapping[str, str], remotes: set[str]) -> Layer:
                 layer[key.name] = _from_environment(key, variable, environ[variable])
     begin = f"{PREFIX}REMOTES__"
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or "__" not in variable or not environ[variable]:
+        if not variable.upper().startswith(PREFIX) or variable in regular or not environ[variable]:
             continue
-        if variable in regular:
+        if "__" not in variable:
+            _check_plain(variable, regular)
             continue
         if not variable.startswith(begin):
             near = nearest(variable, {other.lower(): None for other in (*regular, begin + "NAME__URL")})
@@ -383,6 +441,17 @@ def _environment(environ: Mapping[str, str], remotes: set[str]) -> Layer:
             raise UsageError(f"environment: {variable}: {error}") from None
         layer[f"remotes.{meant[0]}.{leaf}"] = _from_environment(_REMOTES[leaf], variable, environ[variable])
     return layer
+
+
+def _check_plain(variable: str, settings: Iterable[str]) -> None:
+    """Raises: UsageError: it is nearly one of ours, so it would be without the effect that it was set for."""
+    names = [*PLAIN_VARIABLES, *settings]
+    if variable in names:
+        return
+    tails = {name.removeprefix(PREFIX): name for name in names}
+    near = difflib.get_close_matches(variable[len(PREFIX) :].upper(), tails, n=1, cutoff=_IS_NEAR)
+    if near:
+        raise UsageError(f"environment: {variable} is nothing of ours; did you mean {tails[near[0]]}?")
 
 
 def _from_environment(key: Key, variable: str, text: str) -> Setting:
@@ -420,13 +489,15 @@ def _remotes_in(layer: Mapping[str, Setting]) -> Iterator[str]:
     yield from dict.fromkeys(names)
 
 
-def _built(given: Mapping[str, Setting], file: _File, profile: str | None) -> Config:
+def _built(
+    given: Mapping[str, Setting], layers: Sequence[Mapping[str, Setting]], file: _File, profile: str | None
+) -> Config:
     defaults = {key.name: Setting(key.default, "default") for key in SCHEMA}
     settings = {name: given.get(name, default) for name, default in defaults.items()}
     names = [*_remotes_in(given)]
     ordered = (f"remotes.{name}.{leaf}" for name in names for leaf in _REMOTES)
     settings |= {key: given[key] for key in ordered if key in given}
-    remotes = {name: _remote(name, settings, file) for name in names}
+    remotes = {name: _remote(name, settings, file, _moved(name, layers)) for name in names}
     wanted = settings["default_remote"]
     if wanted.value is not None and wanted.value not in remotes:
         where = wanted.origin.replace(file.path.name, str(file.path), 1)
@@ -453,10 +524,22 @@ def _section(prefix: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
     }
 
 
-def _remote(name: str, settings: Mapping[str, Setting], file: _File) -> RemoteConfig:
+def _moved(name: str, layers: Sequence[Mapping[str, Setting]]) -> Moved | None:
+    url, *keys = (f"remotes.{name}.{leaf}" for leaf in ("url", "api_key_cmd", "api_key_env"))
+    urls = [layer.get(url) for layer in layers]
+    for key in keys:  # in the order in which they are asked
+        for depth, layer in enumerate(layers):
+            if key in layer:
+                over = next((setting for setting in urls[:depth] if setting), None)
+                under = next((setting for setting in urls[depth:] if setting), None)
+                return over and Moved(over.origin, layer[key].origin, under and under.value)
+    return None
+
+
+def _remote(name: str, settings: Mapping[str, Setting], file: _File, moved: Moved | None) -> RemoteConfig:
     given = _section(f"remotes.{name}.", settings)
     given = {leaf: given[leaf] for leaf in _REMOTES if leaf in given}  # `a` is not to get what `a.b` has
-    price = {leaf: given.pop(f"price.{leaf}", None) for leaf in ("input", "output", "cached")}
+    price = {leaf: given.pop(f"price.{leaf}", None) for leaf in ("input", "output")}
     timeout = {leaf: given.pop(leaf) for leaf in [*given] if leaf.startswith("timeout.")}
 
     def error(leaf: str, message: str) -> UsageError:
@@ -466,7 +549,7 @@ def _remote(name: str, settings: Mapping[str, Setting], file: _File) -> RemoteCo
 
     if "url" not in given:
         raise error("", "has no url")
-    if any(value is not None for value in price.values()) and None in (price["input"], price["output"]):
+    if (price["input"] is None) != (price["output"] is None):
         raise error("price", "needs a price for input and one for output")
     if "ca_file" in given:
         given["ca_file"] = Path(given["ca_file"])
@@ -474,6 +557,7 @@ def _remote(name: str, settings: Mapping[str, Setting], file: _File) -> RemoteCo
         name=name,
         price=None if price["input"] is None else Price(**price),
         timeout={leaf.removeprefix("timeout."): seconds for leaf, seconds in timeout.items()},
+        moved=moved,
         **given,
     )
 

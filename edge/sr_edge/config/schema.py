@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
+from sr_edge.budget import MAX_PRICE
 from sr_edge.errors import UsageError
 from sr_edge.split import Policy
 
@@ -24,6 +25,9 @@ Kind = Literal[
 ]
 
 PREFIX = "SR_EDGE_"
+PLAIN_VARIABLES = tuple(f"{PREFIX}{name}" for name in ("API_KEY", "CONFIG", "HOME", "PROFILE", "TRACEBACK"))
+"""Those that are no settings."""
+
 MAX_SEED = 2**32 - 2  # the number after it means "random" to llama.cpp
 
 
@@ -81,6 +85,7 @@ SCHEMA: tuple[Key, ...] = (
 )
 
 _LONGEST = 86_400.0  # seconds
+_LARGEST = 1e15  # whatever is counted; a float is exact up to here
 
 REMOTE: tuple[Key, ...] = (
     Key("url", "url", "base URL, such as https://api.example.com/v1"),
@@ -91,9 +96,8 @@ REMOTE: tuple[Key, ...] = (
     Key("plain_http", "flag", "allow http:// to this private address", False),
     Key("ca_file", "path", "certificates to trust besides the system's"),
     Key("proxy", "url", "proxies of the environment are not used"),
-    Key("price.input", "number", "US dollars per million tokens", low=0),
-    Key("price.output", "number", "US dollars per million tokens", low=0),
-    Key("price.cached", "number", "US dollars per million tokens read from a cache", low=0),
+    Key("price.input", "number", "US dollars per million tokens", low=0, high=MAX_PRICE),
+    Key("price.output", "number", "US dollars per million tokens", low=0, high=MAX_PRICE),
     Key("timeout.connect", "number", "seconds", low=0.001, high=_LONGEST),
     Key("timeout.first_byte", "number", "seconds", low=0.001, high=_LONGEST),
     Key("timeout.first_content", "number", "seconds", low=0.001, high=_LONGEST),
@@ -261,7 +265,7 @@ def checked(key: Key, value: object, folder: Path | None = None) -> object:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and (key.kind == "number" or isinstance(value, int)):
                 assert isinstance(value, int | float)
-                if math.isfinite(value) and key.low <= value <= key.high:
+                if max(key.low, -_LARGEST) <= value <= min(key.high, _LARGEST):
                     return float(value) if key.kind == "number" else value
         case "choice":
             if isinstance(value, str) and value in key.choices:
@@ -277,7 +281,10 @@ def checked(key: Key, value: object, folder: Path | None = None) -> object:
         case "path":
             if _is_text(value):
                 assert isinstance(value, str)
-                path = Path(value).expanduser()
+                try:
+                    path = Path(value).expanduser()
+                except RuntimeError:
+                    raise ValueError("begins with ~ and a name that no user here has") from None
                 return str(path if folder is None else folder / path)
         case "variable":
             if isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w{0,99}", value, re.ASCII):
@@ -329,6 +336,20 @@ def _check_url(url: str) -> None:
         raise ValueError("holds a user name or a password, which do not belong into a URL")
     if parts.query or parts.fragment:
         raise ValueError("ends with its path: it takes no ? and no #")
+    _check_host(parts.hostname)
+
+
+def _check_host(host: str) -> None:
+    """What name servers and certificates can hold: parts of 1 to 63 characters, 253 together."""
+    if ":" in host:  # IPv6
+        return
+    try:
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError("names a host that cannot be: look at its dots and letters") from None
+    host = host.removesuffix(".")
+    if len(host) > 253 or not all(1 <= len(label) <= 63 for label in host.split(".")):
+        raise ValueError("names a host that cannot be: each part between dots has 1 to 63 characters")
 
 
 def _must(key: Key, value: object) -> str:
