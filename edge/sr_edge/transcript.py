@@ -26,7 +26,11 @@ from sr_edge.events import (
 Origin = Literal["local", "remote"]
 
 Status = Literal["complete", "partial", "failed", "cancelled", "skipped"]
-"""What came of a span: all that was wanted; some text, then a cut; none; stopped; nothing was sent."""
+"""What came of a span.
+
+`complete`: one of the two models ended it; `partial`: it was cut, and its text is kept; `failed`: it was cut
+before any text; `cancelled`: by the user; `skipped`: nothing was sent, or nothing was said.
+"""
 
 _COMPLETE: frozenset[End] = frozenset({"handback", "stop", "boundary"})
 
@@ -65,13 +69,11 @@ class SpanRecord:
     @property
     def status(self) -> Status:
         """A span is complete only if one of the two models ended it; a cut never is."""
-        if self.end in _COMPLETE:
-            return "complete"
         if self.end == "cancelled":
             return "cancelled"
         if self.text:
-            return "partial"
-        return "skipped" if self.sent_bytes == 0 and self.end is not None else "failed"
+            return "complete" if self.end in _COMPLETE else "partial"
+        return "failed" if self.end is None or self.end in DEGRADED_ENDS else "skipped"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,13 @@
 """Folding events into text, origins, spans and counts."""
 
 from itertools import pairwise
+from typing import get_args
 
-from sr_edge.events import Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started
-from sr_edge.transcript import Fold, Segment, fold
+import pytest
+
+from sr_edge.events import End, Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started
+from sr_edge.testing.oracle import status_of
+from sr_edge.transcript import Fold, Segment, SpanRecord, Status, fold
 
 ANSWER = [
     Started(prompt_ids=(1, 2, 3), model="small", big="big", opening="<think>\n"),
@@ -53,3 +57,11 @@ def test_a_failed_span_makes_the_answer_degraded():
         SpanClosed(span=1, ids=(), end="stalled", error="silent for 15 s"),
     ]
     assert fold(events).degraded
+
+
+@pytest.mark.parametrize("end", get_args(End))
+@pytest.mark.parametrize("text", ["", "some"])
+def test_what_came_of_a_span_is_what_the_oracle_says(end, text):
+    span = SpanRecord(1, "marker", "big", 0.9, 5, 20, text=text, end=end)
+    assert span.status == status_of(span)
+    assert span.status in get_args(Status)

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from sr_edge.events import (
     End,
@@ -50,7 +50,7 @@ from sr_edge.split import Gate, Limits, LocalModel, Message, RemoteModel, SplitD
 from sr_edge.testing.egress_trap import EgressTrap
 from sr_edge.testing.fault_endpoint import AT_ONCE, Connection, FaultEndpoint, Request, Script
 from sr_edge.testing.models import END, OPEN, ScriptedLocal
-from sr_edge.transcript import SpanRecord, Transcript, fold
+from sr_edge.transcript import SpanRecord, Status, Transcript, fold
 
 CANARY = "sk-canary-b7e1f04c92d8a365"
 """The key to give to the client under test."""
@@ -64,13 +64,6 @@ FALLBACK = 0.25
 
 MAX_POSTS = 2
 """Requests for one span, at most."""
-
-Status = Literal["complete", "partial", "failed", "cancelled", "skipped"]
-"""What became of a span.
-
-`complete`: the remote or the small model ended it; `partial`: it was cut, and its text is kept; `failed`: it
-was cut before any text; `cancelled`: by the user; `skipped`: nothing left, or nothing was said.
-"""
 
 Connect = Callable[[FaultEndpoint], RemoteModel]
 
