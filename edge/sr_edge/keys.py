@@ -3,7 +3,8 @@
 A key comes from the command or the variable that the remote's settings name, else from where
 `sr-edge keys set` put it: the system's key store if there is a safe one, or a file that only its owner can
 read. Other programs' variables are not looked at. What is kept is tied to the scheme, host and port of the
-remote's URL, so a URL that changes later does not take the key along.
+remote's URL, so a URL that changes later does not take the key along; nor does a URL that a profile or the
+environment puts over the one beside which the command or the variable was named.
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ def find_key(
     Raises:
         UsageError: it should have one, but not like this; says what to do, and quotes no key.
     """
+    problem = _moved_problem(remote)
+    if problem:
+        raise UsageError(problem)
     if remote.api_key_cmd is not None:
         return _from_command(remote, environ, say)
     if remote.api_key_env is not None:
@@ -143,12 +147,10 @@ def find_key(
         return entry.secret
     try:
         value = _keyring().get_password(SERVICE, remote.name)
-    except _NoKeyring as error:
-        raise UsageError(_locked(remote.name, str(error))) from None
     except Exception as error:  # whatever a backend of somebody else raises
-        raise UsageError(_locked(remote.name, type(error).__name__)) from None
+        raise UsageError(_locked(remote.name, error)) from None
     if not value:
-        raise UsageError(_locked(remote.name, "it is not there any more"))
+        raise UsageError(_locked(remote.name, _NoKeyring("it is not there any more")))
     return Secret(value)
 
 
@@ -157,12 +159,12 @@ def set_key(
     secret: Secret,
     *,
     environ: Mapping[str, str] = os.environ,
-    may_use_keyring: bool = True,
+    offline: str | None = None,
 ) -> Place:
     """Keep the key for this remote and its host. Returns where.
 
     Args:
-        may_use_keyring: False where no socket may be opened: on Linux the key store is behind one.
+        offline: who says that no socket may be opened, if anybody: on Linux the key store is behind one.
     Raises:
         UsageError: it can't be kept, or the key store that has the old one must not be asked.
     """
@@ -171,9 +173,9 @@ def set_key(
         entries = _read(path)
         before = entries.get(remote.name)
         is_in_keyring = before is not None and before.secret is None
-        if is_in_keyring and not may_use_keyring:
-            raise UsageError(_offline(remote.name))
-        kept = may_use_keyring and _keep_in_keyring(remote.name, secret)
+        if is_in_keyring and offline is not None:
+            raise UsageError(_offline(remote.name, offline))
+        kept = offline is None and _keep_in_keyring(remote.name, secret)
         if is_in_keyring and not kept:
             with contextlib.suppress(UsageError):  # the new one counts, whatever happens to the old one
                 _forget_in_keyring(remote.name)
@@ -182,9 +184,11 @@ def set_key(
     return "keyring" if kept else "file"
 
 
-def remove_key(name: str, *, environ: Mapping[str, str] = os.environ, may_use_keyring: bool = True) -> bool:
+def remove_key(name: str, *, environ: Mapping[str, str] = os.environ, offline: str | None = None) -> bool:
     """Forget the key that was kept for a remote. Returns whether there was one.
 
+    Args:
+        offline: as for `set_key`.
     Raises:
         UsageError: the key store must not be asked, or does not give it up.
     """
@@ -197,8 +201,8 @@ def remove_key(name: str, *, environ: Mapping[str, str] = os.environ, may_use_ke
         if entry is None:
             return False
         if entry.secret is None:
-            if not may_use_keyring:
-                raise UsageError(_offline(name))
+            if offline is not None:
+                raise UsageError(_offline(name, offline))
             _forget_in_keyring(name)
         _write(path, entries)
     return True
@@ -229,21 +233,34 @@ def origin_of(url: str) -> str:
 
 
 def _known(remote: RemoteConfig, entry: _Entry | None, environ: Mapping[str, str]) -> KnownKey:
+    away = f"not sent to {origin_of(remote.url)}" if _moved_problem(remote) else ""
     if remote.api_key_cmd is not None:
-        return KnownKey(remote.name, "api_key_cmd", _program(remote.api_key_cmd))
+        return KnownKey(remote.name, "api_key_cmd", _program(remote.api_key_cmd), problem=away)
     if remote.api_key_env is not None:
         value = environ.get(remote.api_key_env, "").strip()
         try:
             masked, problem = (Secret(value).masked, "") if value else ("", "not set")
         except UsageError:
             masked, problem = "", "holds no key"
-        return KnownKey(remote.name, "api_key_env", remote.api_key_env, masked, problem)
+        return KnownKey(remote.name, "api_key_env", remote.api_key_env, masked, problem or away)
     if entry is None:
         return KnownKey(remote.name, None, "")
     place: Place = "keyring" if entry.secret is None else "file"
     masked = entry.secret.masked if entry.secret else ""
     problem = f"the remote is now at {origin_of(remote.url)}" if _mismatch(remote, entry) else ""
     return KnownKey(remote.name, place, entry.origin, masked, problem)
+
+
+def _moved_problem(remote: RemoteConfig) -> str | None:
+    moved, now = remote.moved, origin_of(remote.url)
+    if moved is None or (moved.key_url is not None and origin_of(moved.key_url) == now):
+        return None
+    setting = "api_key_env" if remote.api_key_cmd is None else "api_key_cmd"
+    before = "no URL" if moved.key_url is None else origin_of(moved.key_url)
+    return (
+        f"the key of {remote.name} is not sent to {now}, a URL that {moved.url_origin} sets: its {setting} "
+        f"({moved.key_origin}) stands beside {before}. Set both in one place, or use a remote of its own"
+    )
 
 
 def _mismatch(remote: RemoteConfig, entry: _Entry) -> str | None:
@@ -457,16 +474,21 @@ def _forget_in_keyring(name: str) -> None:
         if backend.get_password(SERVICE, name) is not None:
             backend.delete_password(SERVICE, name)
     except Exception as error:
-        reason = str(error) if isinstance(error, _NoKeyring) else type(error).__name__
-        raise UsageError(_locked(name, reason)) from None
+        raise UsageError(_locked(name, error)) from None
 
 
-def _offline(name: str) -> str:
-    return f"offline: the key of {name} is in the system's key store, which is asked over a socket"
+def _offline(name: str, origin: str) -> str:
+    return f"offline ({origin}): the key of {name} is in the system's key store, which is asked over a socket"
 
 
-def _locked(name: str, reason: str) -> str:
+def _locked(name: str, error: Exception) -> str:
+    """Args:
+    error: of a backend, which may quote anything, so only its name is told; or a reason of ours.
+    """
+    is_ours = isinstance(error, _NoKeyring)
+    reason = str(error) if is_ours else safe_line(type(error).__name__)
     return (
-        f"the key of {name} is in the system's key store, which does not give it ({safe_line(reason)}): "
-        f"unlock it, or `sr-edge keys set {name}` again"
+        f"the key of {name} is in the system's key store, which does not give it ({reason}): "
+        + ("" if is_ours else "unlock it, or ")
+        + f"`sr-edge keys set {name}` again"
     )

@@ -67,7 +67,7 @@ class StreamView:
 
     def __init__(self, look: Look, err: TextIO, answer: TextIO | None = None) -> None:
         """Args:
-        err: takes the stream.
+        err: takes the stream. Where it does not (a full disk, a reader that left) the answer goes on.
         answer: takes the text of the answer proper, where it is the same terminal as `err`.
         """
         self._look = look
@@ -80,6 +80,8 @@ class StreamView:
         self._span: int | None = None  # whose mark is open
         self._blank = ""  # white space that waits for text: a mark or a part may end before it
         self._has_written = False
+        self.failure: OSError | None = None
+        """Why `err` did not take all of it."""
 
     def add(self, event: Event) -> None:
         match event:
@@ -101,8 +103,8 @@ class StreamView:
         """End the line that is being written, so that another one may be: what follows begins anew."""
         self._blank = ""
         if self._has_written and self._look.streams:
-            self._err.write("\n")
-            self._err.flush()
+            self._put(self._err, "\n")
+            self._flush()
         self._has_written = False
 
     def close(self) -> None:
@@ -166,7 +168,7 @@ class StreamView:
         """Marks and colours never go where the answer goes: a shared terminal shows both in order."""
         if self._look.streams:
             self._flush()
-            self._err.write(text)
+            self._put(self._err, text)
             self._flush()
             self._has_written = True
 
@@ -179,14 +181,25 @@ class StreamView:
             if n:
                 if is_colored:
                     self._mark(_RESET)  # a pager colours each line by itself
-                to.write("\n")
+                self._put(to, "\n")
                 if is_colored:
                     self._mark(_COLOR)
-            to.write(line)
+            self._put(to, line)
         self._has_written = True
 
+    def _put(self, to: TextIO, text: str) -> None:
+        try:
+            to.write(text)
+        except OSError as error:
+            if to is not self._err:
+                raise
+            self.failure = self.failure or error
+
     def _flush(self) -> None:
-        self._err.flush()
+        try:
+            self._err.flush()
+        except OSError as error:
+            self.failure = self.failure or error
         if self._answer:
             self._answer.flush()
 

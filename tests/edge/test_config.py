@@ -72,7 +72,7 @@ api_key_cmd = ["pass", "show", "lab"]
 plain_http = false
 ca_file = "lab.pem"
 proxy = "http://proxy:3128"
-price = { input = 0.6, output = 2.4, cached = 0.06 }
+price = { input = 0.6, output = 2.4 }
 timeout = { connect = 3, first_byte = 4, first_content = 15, idle = 20, total = 200 }
 hedge = false
 redact = []
@@ -105,7 +105,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
         api_key_cmd=("pass", "show", "lab"),
         ca_file=Path("/home/ida/lab.pem"),
         proxy="http://proxy:3128",
-        price=Price(0.6, 2.4, 0.06),
+        price=Price(0.6, 2.4),
         timeout={"connect": 3.0, "first_byte": 4.0, "first_content": 15.0, "idle": 20.0, "total": 200.0},
         hedge=False,
         redact=(),
@@ -289,6 +289,32 @@ def test_what_cannot_be_read_is_a_line(tmp_path: Path) -> None:
         ("[profiles.fast]\npolicy = 1", 'config.toml:2: unknown key "policy" in [profiles.fast]'),
         ("[profiles.fast.offload]\npolcy = 1", 'config.toml:2: unknown key "polcy" in [profiles.fast'),
         ("[profiles.fast.profiles.x]\noffline = true", "config.toml:1: unknown section [profiles.fast"),
+        (
+            LAB + "price = { input = 1e308, output = 1 }",
+            "config.toml:3: remotes.lab.price.input must be a number from 0 to 1000000, not 1e+308",
+        ),
+        (
+            LAB + "price = { input = 1, output = 2, cached = 1 }",
+            'config.toml:3: unknown key "cached" in [remotes.lab.price]',
+        ),
+        (
+            f"[budget]\ntokens_per_day = 1{'0' * 400}",
+            "config.toml:2: budget.tokens_per_day must be a whole number from 0 to 1e+15, not 1000",
+        ),
+        (
+            f"[budget]\nusd_per_day = 1{'0' * 400}",
+            "config.toml:2: budget.usd_per_day must be a number from 0 to 1e+15, not 1000",
+        ),
+        ("[budget]\nusd_per_day = inf", "config.toml:2: budget.usd_per_day must be a number from 0 to 1e+15"),
+        (f"[budget]\nusd_per_day = 1{'0' * 9000}", "config.toml:2: not TOML: "),
+        ("a = " + "[" * 100_000, "config.toml: not TOML that can be read"),
+        ('model = "~nosuchuser/x"', "config.toml:1: model begins with ~ and a name that no user here has"),
+        ('[remotes.lab]\nurl = "https://a..b"', "config.toml:2: remotes.lab.url names a host that cannot be"),
+        ('[remotes.lab]\nurl = "https://.b"', "config.toml:2: remotes.lab.url names a host that cannot be"),
+        (f'[remotes.lab]\nurl = "https://{"a" * 64}.b"', "config.toml:2: remotes.lab.url names a host"),
+        (f'[remotes.lab]\nurl = "https://{"ä" * 64}.b"', "config.toml:2: remotes.lab.url names a host"),
+        (f'[remotes.lab]\nurl = "https://{"a." * 130}b"', "config.toml:2: remotes.lab.url names a host that"),
+        (LAB + 'proxy = "http://a..b:1"', "config.toml:3: remotes.lab.proxy names a host that cannot be"),
         ("a = 1\nb = [1,\n", "config.toml:2: not TOML: "),
         ("a = 1\nb == 2\n", "config.toml:2: not TOML: "),
         ("offline = true\noffline = false", "config.toml:2: not TOML: "),
@@ -298,6 +324,14 @@ def test_what_cannot_be_read_is_a_line(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_line(text: str, line: str) -> None:
     got = complaint(text)
     assert got.startswith(line), difflib.ndiff([got], [line])
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["a" * 63 + ".b", "api.example.com.", "[::1]", "127.0.0.1:80", "bücher.example", "my_box", "a" * 63],
+)
+def test_a_host_that_can_be_is_fine(host: str) -> None:
+    assert config(f'[remotes.lab]\nurl = "https://{host}/v1"\n').remotes["lab"].url == f"https://{host}/v1"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +353,31 @@ def test_a_mistake_in_the_environment_is_named(environ: dict[str, str], line: st
 def test_a_variable_that_is_near_is_named() -> None:
     line = complaint("", {"SR_EDGE_OFLOAD__POLICY": "auto"})
     assert line.endswith("is no setting; did you mean SR_EDGE_OFFLOAD__POLICY?")
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SR_EDGE_OFLINE", "SR_EDGE_OFFLINE"),
+        ("SR_EDGE_OFF_LINE", "SR_EDGE_OFFLINE"),
+        ("SR_EDGE_ONLINE", "SR_EDGE_OFFLINE"),
+        ("SR_EDGE_offline", "SR_EDGE_OFFLINE"),
+        ("sr_edge_offline", "SR_EDGE_OFFLINE"),
+        ("SR_EDGE_POLCY", "SR_EDGE_POLICY"),
+        ("SR_EDGE_REMOTES", "SR_EDGE_REMOTE"),
+        ("SR_EDGE_PROFIL", "SR_EDGE_PROFILE"),
+        ("SR_EDGE_CONFG", "SR_EDGE_CONFIG"),
+        ("SR_EDGE_HOMES", "SR_EDGE_HOME"),
+        ("SR_EDGE_APIKEY", "SR_EDGE_API_KEY"),
+        ("SR_EDGE_TRACE_BACK", "SR_EDGE_TRACEBACK"),
+        ("SR_EDGE_MODELL", "SR_EDGE_MODEL"),
+        ("SR_EDGE_OFFLOAD_REDACT", "SR_EDGE_OFFLOAD__REDACT"),
+    ],
+)
+def test_a_variable_that_is_nearly_one_of_ours_is_an_error(variable: str, meant: str) -> None:
+    line = complaint("", {variable: CANARY})
+    assert line == f"environment: {variable} is nothing of ours; did you mean {meant}?"
+    config("", {variable: ""})
 
 
 CANARY = "sk-canary-4f9a81"
@@ -381,12 +440,12 @@ def test_the_highest_layer_that_has_a_value_wins(
     assert known.origin("offload.hedge") == "profile fast"
 
 
-FIELDS = ["model", "api_key_env", "timeout.idle", "price.cached", "hedge"]
+FIELDS = ["model", "api_key_env", "timeout.idle", "price.input", "hedge"]
 TEXTS = {
     "model": ["a", "b"],
     "api_key_env": ["A", "B"],
     "timeout.idle": ["1", "2"],
-    "price.cached": ["0", "3"],
+    "price.input": ["0", "3"],
 }
 
 
@@ -402,7 +461,7 @@ def test_a_remotes_settings_are_layered_one_by_one(layers: list[dict[str, bool]]
         )
 
     env, profile, file = layers
-    text = LAB + "price.input = 1\nprice.output = 2\n" + lines(file)
+    text = LAB + "price.output = 2\n" + ("" if "price.input" in file else "price.input = 1\n") + lines(file)
     text += "[profiles.fast.remotes.lab]\napi = 'auto'\n" + lines(profile)
     environ = {f"SR_EDGE_REMOTES__LAB__{f.upper().replace('.', '__')}": text_of(f, v) for f, v in env.items()}
     known = config(text, environ, profile="fast")
@@ -416,7 +475,7 @@ def test_a_remotes_settings_are_layered_one_by_one(layers: list[dict[str, bool]]
                 assert known.settings[name].value == wanted
                 break
         else:
-            assert known.origin(name) == "default"
+            assert known.origin(name) == ("config.toml:4" if field == "price.input" else "default")
 
 
 @given(st.booleans(), *[st.none() | st.booleans() for _ in range(3)])
@@ -439,6 +498,48 @@ def test_offline_holds_if_anybody_says_so(
         assert known.origin("offline") == origins[said]
 
 
+@pytest.mark.parametrize("named", ["flag", "variable", "both"])
+@pytest.mark.parametrize("other", ["", "offline = false\n", "offline = true\n"])
+def test_another_file_does_not_end_what_the_users_own_says_of_offline(
+    named: str, other: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "config.toml"
+    own.write_text('# mine\noffline = true\n[offload]\npolicy = "local"\n')
+    path = tmp_path / "other.toml"
+    path.write_text(other)
+    environ = {"SR_EDGE_HOME": str(tmp_path)}
+    if named == "both":
+        environ["SR_EDGE_CONFIG"] = str(tmp_path / "third.toml")
+        (tmp_path / "third.toml").write_text("offline = false\n")
+    elif named == "variable":
+        environ["SR_EDGE_CONFIG"] = str(path)
+    known = load_config(environ=environ, path=None if named == "variable" else path)
+    assert known.offline
+    assert known.origin("offline") == ("other.toml:1" if "true" in other else f"{own}:2")
+    assert known.offload.policy == "auto"  # all else is of the file that was named
+
+
+def test_the_file_of_the_variable_keeps_offline_too(tmp_path: Path) -> None:
+    path, own = tmp_path / "other.toml", tmp_path / "my.toml"
+    path.write_text("")
+    own.write_text("offline = true\n")
+    known = load_config(environ={"SR_EDGE_HOME": str(tmp_path), "SR_EDGE_CONFIG": str(own)}, path=path)
+    assert known.origin("offline") == f"{own}:1"
+
+
+def test_an_own_file_that_cannot_be_read_is_no_permission(tmp_path: Path) -> None:
+    own, path = tmp_path / "config.toml", tmp_path / "other.toml"
+    path.write_text("")
+    environ = {"SR_EDGE_HOME": str(tmp_path)}
+    assert not load_config(environ=environ, path=path).offline
+    for text, line in (("offline = tru", "1: not TOML"), ('offline = "yes"', "1: offline must be true or")):
+        own.write_text(text)
+        with pytest.raises(UsageError, match=rf"config\.toml:{line}"):
+            load_config(environ=environ, path=path)
+    own.write_text("what_is_this = 1\noffline = false\n")
+    assert not load_config(environ=environ, path=path).offline
+
+
 @pytest.mark.parametrize("word", ["1", "true", "TRUE", "yes", "on", " 1 "])
 def test_words_that_say_offline(word: str) -> None:
     assert config("", {"SR_EDGE_OFFLINE": word}).offline
@@ -456,6 +557,7 @@ def test_the_short_variable_comes_before_the_regular_one() -> None:
 
 def test_variables_of_ours_that_are_no_settings_are_left_alone() -> None:
     config("", {"SR_EDGE_TRACEBACK": "1", "SR_EDGE_API_KEY": "x", "SR_EDGE_HOME": "/x", "OTHER__X": "1"})
+    config("", {"SR_EDGE_": "1", "SR_EDGE_BUILD_NUMBER": "1", "SR_EDGE_PORT": "1", "SR_EDGERS": "1"})
 
 
 def test_the_flag_of_a_profile_comes_before_its_variable() -> None:
@@ -474,6 +576,12 @@ def test_a_value_of_the_command_line_is_checked_too() -> None:
     assert complaint(flags={"sampling.temperature": -1}) == "--temp must be a number of 0 or more, not -1"
     with pytest.raises(KeyError):
         config(flags={"no.such": 1})
+
+
+def test_an_empty_profile_is_none_that_there_is() -> None:
+    assert complaint(profile="") == "--profile names no profile: it is empty"
+    for name in ("model", "default_remote"):
+        assert "must be a text of one line that is not empty" in complaint(flags={name: ""})
 
 
 def test_which_remote() -> None:
@@ -540,7 +648,7 @@ PATHS = [
     ("remotes", "lab", "url"),
     ("remotes", "lab", "price"),
     ("remotes", "lab", "price", "input"),
-    ("remotes", "lab", "price", "cached"),
+    ("remotes", "lab", "price", "output"),
     ("remotes", "desk", "timeout", "idle"),
     ("remotes", "desk"),
     ("remotes", "lab"),
@@ -603,9 +711,9 @@ def test_a_removed_table_takes_only_its_own_lines_along() -> None:
 
 
 def test_a_price_in_a_section_of_its_own_stays_there() -> None:
-    text = LAB + "[remotes.lab.price]\n# dear\ninput = 1 # so\noutput = 2\ncached = 1\n\n# next\n[offload]\n"
+    text = LAB + "[remotes.lab.price]\n# dear\ninput = 1 # so\noutput = 2\nextra = 1\n\n# next\n[offload]\n"
     after = apply(text, [Change(("remotes", "lab", "price"), {"input": 3, "output": 4})])
-    assert after == text.replace("= 1 #", "= 3 #").replace("= 2", "= 4").replace("cached = 1\n", "")
+    assert after == text.replace("= 1 #", "= 3 #").replace("= 2", "= 4").replace("extra = 1\n", "")
 
 
 def test_what_is_added_looks_as_people_write_it() -> None:
@@ -646,6 +754,45 @@ def test_line_ends_of_windows_stay(tmp_path: Path) -> None:
     assert change_config(path, lambda data: [Change(("offline",), True)])
     data = path.read_bytes()
     assert data.count(b"\n") == data.count(b"\r\n") == COMMENTED.count("\n") + 1
+
+
+def test_a_byte_order_mark_stays(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + COMMENTED.encode())
+    assert change_config(path, lambda data: [Change(("offline",), True)])
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf# top")
+    assert load_config(environ={}, path=path).offline
+
+
+LIST = """\
+[offload]
+redact = [
+  # people
+  "email",
+  # files
+  "path",  # ours
+]
+hedge = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("items", "after"),
+    [
+        (["email"], LIST.replace('  "path",  # ours\n', "")),
+        (["path"], LIST.replace('  "email",\n', "")),
+        (["email", "path", "key"], LIST.replace("# ours\n", '# ours\n  "key"\n')),
+        (["path", "key"], LIST.replace('  "email",\n', "").replace("# ours\n", '# ours\n  "key"\n')),
+        ([], LIST.replace('  "email",\n', "").replace('  "path",  # ours\n', "")),
+    ],
+)
+def test_comments_in_a_list_stay(items: list[str], after: str) -> None:
+    changed = apply(LIST, [Change(("offload", "redact"), items)])
+    assert changed is not None
+    assert [line for line in after.splitlines() if "#" in line] == [
+        line for line in changed.splitlines() if "#" in line
+    ]
+    assert tomllib.loads(changed)["offload"]["redact"] == items
 
 
 def test_nothing_to_change_is_not_written(tmp_path: Path) -> None:

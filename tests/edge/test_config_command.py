@@ -163,6 +163,46 @@ def test_a_variable_that_comes_first_is_named(env: dict[str, str]) -> None:
     assert "SR_EDGE_POLICY in the environment comes first: offload.policy is local" in done.stderr
 
 
+KEYED = """\
+[remotes.lab]
+url = "https://api.example.com/v1"
+KEY
+[profiles.p.remotes.lab]
+url = "https://other.example/v1"
+api_key_env = "OTHER_KEY"
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "told"),
+    [
+        ("remotes.lab.url", "https://new.example/v1", "https://new.example:443 from now on, and not to https://a"),
+        ("remotes.lab.url", "https://api.example.com:8443", "https://api.example.com:8443 from now on"),
+        ("remotes.lab.url", "https://API.example.com/v2", ""),
+        ("profiles.p.remotes.lab.url", "https://new.example/v1", "goes to https://new.example:443 from no"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("setting", ['api_key_env = "LAB_KEY"', 'api_key_cmd = "pass show lab"', ""])
+@pytest.mark.parametrize("by", ["set", "edit"])
+def test_a_key_that_goes_to_another_host_is_told(
+    key: str, url: str, told: str, setting: str, by: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text(KEYED.replace("KEY\n", f"{setting}\n", 1))
+    if by == "set":
+        done = call("config", "set", key, url, env=env)
+    else:
+        old = "https://other.example/v1" if "profiles" in key else "https://api.example.com/v1"
+        done = call("config", "edit", env=env | editor(tmp_path, f"text = text.replace('{old}', '{url}')"))
+    assert done.returncode == 0
+    if told and (setting or "profiles" in key):
+        its = "api_key_env" if "profiles" in key else setting.partition(" ")[0]
+        assert done.stderr.startswith(f"sr-edge: the key of lab (by its {its}) goes to ")
+        assert told in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    else:
+        assert done.stderr == ""
+
+
 def test_validate(env: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     assert call("config", "validate", env=env).stdout == f"{path}: valid, with 1 remote\n"
@@ -179,6 +219,16 @@ def test_validate(env: dict[str, str], tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("")
     assert call("config", "validate", other, env=env).stdout == f"{other}: valid, with 0 remotes\n"
+
+
+@pytest.mark.parametrize("variable", ["SR_EDGE_HOME", "SR_EDGE_CONFIG"])
+@pytest.mark.parametrize("arguments", [["config"], ["config", "path"], ["keys", "path"], ["remote"]])
+def test_the_home_of_nobody_is_a_line(variable: str, arguments: list[str]) -> None:
+    done = call(*arguments, env={variable: "~nosuchuser/x"})
+    if arguments == ["keys", "path"] and variable == "SR_EDGE_CONFIG":
+        return  # keys are elsewhere
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"sr-edge: {variable}: ~nosuchuser/x begins with ~")
 
 
 def test_the_first_value_makes_the_file(tmp_path: Path) -> None:
@@ -217,6 +267,25 @@ def test_edit_keeps_a_version_that_is_not_valid_and_says_where(env: dict[str, st
     assert (tmp_path / "config.toml").read_text() == TEXT
     assert "many" in copies[0].read_text()
     assert stat.S_IMODE(copies[0].stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("path.unlink(); path.mkdir(); sys.exit()", "is a folder; the file of settings should be there"),
+        ("path.write_bytes('# schön'.encode('latin-1')); sys.exit()", "not UTF-8: save the file"),
+    ],
+)  # fmt: skip
+def test_edit_keeps_whatever_the_editor_left(
+    code: str, line: str, env: dict[str, str], tmp_path: Path
+) -> None:
+    done = call("config", "edit", env=env | editor(tmp_path, code))
+    (copy,) = tmp_path.glob("config.*.toml")
+    assert done.returncode == 2
+    assert f"config.toml is as it was, your version is in {copy}: " in done.stderr
+    assert line in done.stderr
+    assert "bug" not in done.stderr
+    assert (tmp_path / "config.toml").read_text() == TEXT
 
 
 def test_edit_does_not_overwrite_what_changed_meanwhile(env: dict[str, str], tmp_path: Path) -> None:
@@ -268,6 +337,14 @@ def test_show_can_be_pasted_into_a_report(env: dict[str, str], tmp_path: Path) -
             text = call("config", *arguments, env=env).stdout
             assert "echo" in text
             assert key not in text
+
+
+@pytest.mark.parametrize("option", ["--big", "--big-model", "--remote", "--profile"])
+def test_an_option_that_is_empty_is_a_mistake(option: str, env: dict[str, str]) -> None:
+    done = call("ask", "1 + 1", option, "", env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"sr-edge: {option} ")
+    assert "empty" in done.stderr
 
 
 @pytest.mark.parametrize("group", ["remote", "keys", "config"])

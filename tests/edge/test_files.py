@@ -57,6 +57,12 @@ def test_a_relative_xdg_folder_is_ignored_as_the_specification_says() -> None:
     assert config_path({}).is_absolute()
 
 
+@pytest.mark.parametrize("variable", ["SR_EDGE_HOME", "SR_EDGE_CONFIG"])
+def test_the_home_of_nobody_is_a_line(variable: str) -> None:
+    with pytest.raises(UsageError, match=f"{variable}: ~nosuchuser/x begins with ~ and a name that no user"):
+        config_path({variable: "~nosuchuser/x"})
+
+
 def test_the_file_of_settings_can_be_named() -> None:
     assert config_path({"SR_EDGE_CONFIG": "/a/b.toml", "SR_EDGE_HOME": "/c"}) == Path("/a/b.toml")
     assert config_path({"SR_EDGE_CONFIG": "", "SR_EDGE_HOME": "/c"}) == Path("/c/config.toml")

@@ -24,6 +24,7 @@ import pytest
 
 from sr_edge import keys
 from sr_edge.config import RemoteConfig
+from sr_edge.config.load import config_of
 from sr_edge.errors import UsageError
 from sr_edge.files import keys_path
 from sr_edge.keys import KnownKey, Secret, find_key, known_keys, origin_of, remove_key, set_key
@@ -368,7 +369,10 @@ def set_many(home: str, name: str, together: Any) -> None:
     together.wait(60)
     for n in range(15):
         set_key(
-            remote(f"{name}{n}"), Secret(f"key-{n}"), environ={"SR_EDGE_HOME": home}, may_use_keyring=False
+            remote(f"{name}{n}"),
+            Secret(f"key-{n}"),
+            environ={"SR_EDGE_HOME": home},
+            offline="env SR_EDGE_OFFLINE",
         )
 
 
@@ -428,6 +432,7 @@ def test_without_the_extra_the_file_is_used(environ: dict[str, str], monkeypatch
     monkeypatch.setitem(sys.modules, "keyring", None)
     line = complaint(remote(), environ)
     assert "pip install 'sr-edge[keyring]'" in line
+    assert "unlock" not in line
     assert set_key(remote("desk"), Secret("other"), environ=environ) == "file"
 
 
@@ -441,17 +446,22 @@ def test_a_key_store_that_is_locked_is_a_line(broken: str, environ: dict[str, st
         store.kept.clear()
     line = complaint(remote(), environ)
     assert "`sr-edge keys set lab` again" in line
+    assert ("unlock it" in line) == (broken == "get")
 
 
 def test_offline_asks_no_key_store(environ: dict[str, str]) -> None:
     store = Store()
     keyring.set_keyring(store)
-    assert set_key(remote(), Secret(CANARY), environ=environ, may_use_keyring=False) == "file"
+    assert set_key(remote(), Secret(CANARY), environ=environ, offline="env SR_EDGE_OFFLINE") == "file"
     set_key(remote(), Secret(CANARY), environ=environ)
-    with pytest.raises(UsageError, match="offline: the key of lab is in the system's key store"):
-        remove_key("lab", environ=environ, may_use_keyring=False)
-    with pytest.raises(UsageError, match="offline: the key of lab is in the system's key store"):
-        set_key(remote(), Secret("other-key"), environ=environ, may_use_keyring=False)
+    with pytest.raises(
+        UsageError, match=r"offline \(env SR_EDGE_OFFLINE\): the key of lab is in the system's key store"
+    ):
+        remove_key("lab", environ=environ, offline="env SR_EDGE_OFFLINE")
+    with pytest.raises(
+        UsageError, match=r"offline \(env SR_EDGE_OFFLINE\): the key of lab is in the system's key store"
+    ):
+        set_key(remote(), Secret("other-key"), environ=environ, offline="env SR_EDGE_OFFLINE")
     assert store.kept == {("sr-edge", "lab"): CANARY}
 
 
@@ -472,6 +482,63 @@ def test_a_locked_key_store_does_not_keep_a_new_key_out(environ: dict[str, str])
     store.broken = "get"
     assert set_key(remote(), Secret("new-key"), environ=environ) == "file"
     assert find_key(remote(), environ=environ) == Secret("new-key")
+
+
+# --- a URL from elsewhere ----------------------------------------------------------------------------
+
+KEY_SETTINGS = ['api_key_env = "LAB_KEY"', f'api_key_cmd = "echo {CANARY}"']
+
+
+def layered(text: str, environ: dict[str, str], profile: str | None = None) -> RemoteConfig:
+    environ["LAB_KEY"] = CANARY
+    return config_of(text, Path("/home/ida/config.toml"), environ=environ, profile=profile).remote("lab")
+
+
+@pytest.mark.parametrize("setting", KEY_SETTINGS, ids=["env", "cmd"])
+@pytest.mark.parametrize("by", ["profile", "environment"])
+def test_a_url_from_elsewhere_does_not_take_the_key_along(
+    setting: str, by: str, environ: dict[str, str]
+) -> None:
+    text = f'[remotes.lab]\nurl = "{URL}"\n{setting}\n[profiles.p.remotes.lab]\n'
+    other = "https://elsewhere.example/v1"
+    if by == "profile":
+        known = layered(text + f'url = "{other}"\n', environ, "p")
+    else:
+        environ["SR_EDGE_REMOTES__LAB__URL"] = other
+        known = layered(text, environ)
+    line = complaint(known, environ)
+    assert "the key of lab is not sent to https://elsewhere.example:443" in line
+    assert ("profile p sets" if by == "profile" else "env SR_EDGE_REMOTES__LAB__URL sets") in line
+    assert "(config.toml:3) stands beside https://api.example.com:443" in line
+    assert known_keys([known], environ=environ)[0].problem == "not sent to https://elsewhere.example:443"
+
+
+@pytest.mark.parametrize("setting", KEY_SETTINGS, ids=["env", "cmd"])
+@pytest.mark.parametrize(
+    ("file", "profile", "variables"),
+    [
+        (f'url = "{URL}"\nKEY', "", {"URL": "https://API.example.com:443/v2"}),  # the same host
+        (f'url = "{URL}"\nKEY', 'url = "https://api.example.com/other"', {}),
+        ('url = "https://elsewhere.example"', f'url = "{URL}"\nKEY', {}),  # both from one place
+        (f'url = "{URL}"', "KEY", {}),  # the key's setting was put over the URL
+        ('url = "https://elsewhere.example"', f'url = "{URL}"', {"API_KEY_ENV": "LAB_KEY"}),
+        ("url = 'https://elsewhere.example'\nKEY", "", {"URL": URL, "API_KEY_CMD": f"echo {CANARY}"}),
+    ],
+)
+def test_a_url_that_is_meant_for_the_key_takes_it(
+    setting: str, file: str, profile: str, variables: dict[str, str], environ: dict[str, str]
+) -> None:
+    text = f"[remotes.lab]\n{file}\n[profiles.p.remotes.lab]\n{profile}\n".replace("KEY", setting)
+    environ |= {f"SR_EDGE_REMOTES__LAB__{name}": value for name, value in variables.items()}
+    found = find_key(layered(text, environ, "p"), environ=environ)
+    assert found is not None
+    assert found == Secret(CANARY)
+
+
+def test_a_key_without_a_url_beside_it_goes_nowhere_else(environ: dict[str, str]) -> None:
+    text = '[profiles.p.remotes.lab]\napi_key_env = "LAB_KEY"\n'
+    environ["SR_EDGE_REMOTES__LAB__URL"] = URL
+    assert "(profile p) stands beside no URL" in complaint(layered(text, environ, "p"), environ)
 
 
 # --- what is told ------------------------------------------------------------------------------------

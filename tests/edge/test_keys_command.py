@@ -144,6 +144,17 @@ def test_a_file_that_others_can_read_is_a_line(env: dict[str, str], tmp_path: Pa
         assert "chmod 600" in done.stderr
 
 
+def test_offline_says_who_said_so(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text(f'{{"keys": {{"lab": {{"origin": "{ORIGIN}"}}}}}}')
+    (tmp_path / "keys.json").chmod(0o600)
+    for arguments in (["keys", "set", "lab"], ["keys", "rm", "lab"], ["remote", "rm", "lab"]):
+        done = call(*arguments, stdin=CANARY, env={**env, "SR_EDGE_OFFLINE": "1"})
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            "sr-edge: offline (env SR_EDGE_OFFLINE): the key of lab is in the system's"
+        )
+
+
 def test_path(env: dict[str, str], tmp_path: Path) -> None:
     assert call("keys", "path", env=env).stdout == f"{tmp_path / 'keys.json'}\n"
 

@@ -90,6 +90,9 @@ def test_everything_can_be_said_at_once(env: dict[str, str], tmp_path: Path) -> 
         (["lab", f"https://user:{CANARY}@api.example.com/v1"], "holds a user name or a password"),
         (["lab", f"https://api.example.com/v1?key={CANARY}"], "takes no ? and no #"),
         (["lab", "api.example.com"], "must begin with http:// or https://"),
+        (["lab", "https://a..b"], "URL names a host that cannot be"),
+        (["lab", f"https://{'a' * 64}.example"], "URL names a host that cannot be"),
+        (["lab", URL, "--ca-file", "~nosuchuser/x"], "--ca-file begins with ~ and a name that no user"),
         (["lab", "ftp://api.example.com"], "must begin with http:// or https://"),
         (["lab", "https://"], "names no host"),
         (["lab", "https://api.example.com:99999"], ""),
@@ -135,6 +138,19 @@ def test_a_key_of_before_is_not_used_for_another_host(env: dict[str, str]) -> No
     assert "the remote is now at https://other.example:443" in done.stderr
 
 
+@pytest.mark.parametrize("content", [b"{", b'{"keys": {"lab": 3}}'])
+def test_a_damaged_file_of_keys_is_no_failure_of_adding(
+    content: bytes, env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "keys.json").write_bytes(content)
+    (tmp_path / "keys.json").chmod(0o600)
+    done = remote("add", "lab", URL, env=env)
+    assert done.stdout.startswith(f"lab is {URL}, and the default\n")
+    assert done.stderr.startswith("sr-edge: written; but ")
+    assert "keys.json is damaged" in done.stderr
+    assert URL in text(env)
+
+
 # --- listing -----------------------------------------------------------------------------------------
 
 
@@ -157,7 +173,7 @@ def test_the_list(env: dict[str, str]) -> None:
         "model": "big-70b",
         "api": "auto",
         "found": {"thought": "completions", "text": "vllm"},
-        "price": {"input": 0.6, "output": 2.0, "cached": None},
+        "price": {"input": 0.6, "output": 2.0},
         "key": {"from": "file", "detail": "https://api.example.com:443", "problem": None},
         "default": True,
     }
@@ -221,11 +237,13 @@ def test_price(env: dict[str, str]) -> None:
     )
     line = "lab: 0.6 sent, 2.4 written; US dollars per million tokens\n"
     assert remote("price", "lab", "--input", 0.6, "--output", 2.4, env=env).stdout == line
-    remote("price", "lab", "--cached", 0, env=env)
-    assert "price = { input = 0.6, output = 2.4, cached = 0 }" in text(env)
+    assert "price = { input = 0.6, output = 2.4 }" in text(env)
+    assert "No such option" in remote("price", "lab", "--cached", 0, env=env, code=2).stderr
+    done = remote("price", "lab", "--input", 1e308, env=env, code=2)
+    assert done.stderr == "sr-edge: --input must be a number from 0 to 1000000, not 1e+308\n"
     remote("price", "lab", "--output", 3, env=env)
     assert json.loads(remote("price", "lab", "--json", env=env).stdout) == {
-        "input": 0.6, "output": 3.0, "cached": 0.0,
+        "input": 0.6, "output": 3.0,
     }  # fmt: skip
     assert (
         "--clear goes with no price"

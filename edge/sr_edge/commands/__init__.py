@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -169,7 +170,8 @@ def _unexpected(error: Exception) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"sr-edge: {safe(message)}", file=sys.stderr)
+    with suppress(OSError):  # where nobody can be told, the exit code still tells
+        print(f"sr-edge: {safe(message)}", file=sys.stderr, flush=True)
 
 
 def _prepare_streams() -> None:

@@ -6,7 +6,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +18,11 @@ from sr_edge.commands.listing import print_json, print_table, say, settings
 from sr_edge.commands.output import note
 from sr_edge.config import Config, Setting, load_config
 from sr_edge.config.edit import Change, change_config, replace_config
-from sr_edge.config.load import PROFILE_VARIABLE, check_text, read_config
+from sr_edge.config.load import PROFILE_VARIABLE, check_text, config_of, read_config
 from sr_edge.config.schema import Key, checked, find_key, from_text
 from sr_edge.errors import UsageError
 from sr_edge.files import config_path, new_private
+from sr_edge.keys import origin_of
 from sr_edge.terminal import safe_line
 
 app = typer.Typer(**STYLE)
@@ -119,7 +121,15 @@ def set_(
         given = [*right] if isinstance(right, tuple) else right
     file = config_path(os.environ)
     _check_remote(path)
-    change_config(file, lambda data: [Change(path, given)])
+    before: Mapping[str, Any] = {}
+
+    def changes(data: Mapping[str, Any]) -> Iterable[Change]:
+        nonlocal before
+        before = data
+        yield Change(path, given)
+
+    if change_config(file, changes):
+        _tell_moved_keys(before, _loaded(read_config(file)))
     _say_if_overridden(key, right, path)
 
 
@@ -148,19 +158,22 @@ def edit() -> None:
     try:
         while True:
             _run_editor(copy)
-            after = read_config(copy)
-            if after is None or after == (before if before is not None else _TEMPLATE):
-                note("nothing was changed")
-                return
             keeps = True
             try:
-                replace_config(file, before, after, shown=copy)
+                after = read_config(copy)
+                is_changed = after is not None and after != (before if before is not None else _TEMPLATE)
+                if is_changed:
+                    replace_config(file, before, after or "", shown=copy)
             except UsageError as error:
                 if _wants_to_go_on(error):
                     continue
                 raise UsageError(f"{file} is as it was, your version is in {copy}: {error}") from None
             keeps = False
+            if not is_changed:
+                note("nothing was changed")
+                return
             say(f"{file} is changed")
+            _tell_moved_keys(_loaded(before), _loaded(after))
             return
     finally:
         if not keeps:
@@ -181,7 +194,7 @@ def validate(
             raise UsageError(f"{path} is not there")
         note(f"{path} is not there: the defaults hold")
     check_text(text or "", path)
-    known = load_config(environ=os.environ, path=path, may_be_missing=True)
+    known = config_of(text or "", path, environ=os.environ)
     from sr_edge.remote.egress import site_of
 
     for remote in known.remotes.values():
@@ -254,7 +267,48 @@ def _table_path(key: str) -> tuple[str, ...] | None:
 def _check_remote(path: tuple[str, ...]) -> None:
     """Raises: UsageError: it is a setting of a remote that does not exist, and not its URL."""
     if path[0] == "remotes" and path[2:] != ("url",):
-        load_config(environ={}, path=config_path(os.environ), may_be_missing=True).remote(path[1])
+        file = config_path(os.environ)
+        config_of(read_config(file) or "", file, environ={}).remote(path[1])
+
+
+def _loaded(text: str | None) -> Mapping[str, Any]:
+    """Of a file that may have been broken before."""
+    try:
+        return tomllib.loads(text or "")
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _tell_moved_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Say of each remote at a new host that its key goes there: what `keys set` keeps does not, this does.
+
+    Args:
+        before, after: the file's data; before, it may have been anything.
+    """
+    profiles = _table(before, "profiles")
+    layers = [(before, after), *((_table(profiles, n), t) for n, t in _table(after, "profiles").items())]
+    for old_layer, layer in layers:
+        old_remotes = _table(old_layer, "remotes")
+        for name, remote in _table(layer, "remotes").items():
+            setting = next((leaf for leaf in ("api_key_cmd", "api_key_env") if leaf in remote), None)
+            old_url, url = _table(old_remotes, name).get("url"), remote.get("url")
+            if setting is None or not isinstance(old_url, str) or url is None:
+                continue
+            old, new = _origin(old_url), origin_of(url)
+            if old != new:
+                note(f"the key of {name} (by its {setting}) goes to {new} from now on, and not to {old}")
+
+
+def _origin(url: str) -> str:
+    try:
+        return origin_of(url)
+    except ValueError:  # nothing was sent there
+        return "no host"
+
+
+def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = data.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _say_if_overridden(key: str, value: object, path: tuple[str, ...]) -> None:

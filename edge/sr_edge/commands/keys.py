@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sr_edge.commands import STYLE
-from sr_edge.commands.listing import print_json, print_table, say, settings
+from sr_edge.commands.listing import offline_origin, print_json, print_table, say, settings
 from sr_edge.commands.output import note
 from sr_edge.errors import UsageError
 from sr_edge.files import keys_path
@@ -78,7 +78,7 @@ def set_(ctx: typer.Context, name: Name) -> None:
     config = settings()
     remote = config.remote(name)
     secret = _read_secret(f"Key of {name} for {origin_of(remote.url)}: ")
-    place = set_key(remote, secret, environ=os.environ, may_use_keyring=not config.offline)
+    place = set_key(remote, secret, environ=os.environ, offline=offline_origin(config))
     where = "the system's key store" if place == "keyring" else str(keys_path(os.environ))
     say(f"the key of {name} ({secret.masked}) is in {where}, for {origin_of(remote.url)} only")
     for setting in ("api_key_cmd", "api_key_env"):
@@ -92,7 +92,7 @@ def set_(ctx: typer.Context, name: Name) -> None:
 @app.command("rm")
 def remove(name: Name) -> None:
     """Forget the key that was kept for a remote."""
-    if not remove_key(name, environ=os.environ, may_use_keyring=not settings().offline):
+    if not remove_key(name, environ=os.environ, offline=offline_origin(settings())):
         raise UsageError(f"no key is kept for {name}; `sr-edge keys list` shows which are")
     say(f"the key of {name} is forgotten")
 

@@ -20,6 +20,11 @@ def settings(profile: str | None = None) -> Config:
     return load_config(environ=os.environ, profile=profile, may_be_missing=True)
 
 
+def offline_origin(config: Config) -> str | None:
+    """Who says that no socket may be opened; None if nobody does."""
+    return config.origin("offline") if config.offline else None
+
+
 def print_table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """An empty cell gets a dash, but in a column without a heading.
 

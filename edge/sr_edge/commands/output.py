@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Literal, TextIO
@@ -40,6 +41,8 @@ class Output:
         self, transcript: Transcript, *, max_tokens: int | None = None, usage: bool = False
     ) -> None:
         """What follows the answer."""
+        if self.view.failure is not None:
+            _give_up(self.view.failure)
         lines = []
         if self.look.table and transcript.spans:
             lines += span_table(transcript.spans, width=width_of(sys.stderr), ellipsis=self.look.ellipsis)
@@ -47,9 +50,9 @@ class Output:
         if usage:
             lines.append(usage_line(transcript, self.look.separator))
         if lines and self._is_live and transcript.text:
-            print(file=sys.stderr)  # so that the answer stands alone
+            lines.insert(0, "")  # so that the answer stands alone
         for line in lines:
-            print(line, file=sys.stderr)
+            _tell(line)
 
 
 def width_of(stream: TextIO) -> int:
@@ -58,7 +61,43 @@ def width_of(stream: TextIO) -> int:
 
 
 def note(line: str) -> None:
-    print(f"sr-edge: {safe_line(line)}", file=sys.stderr, flush=True)
+    """A line that is no part of the result: where stderr does not take it, the result must not be lost."""
+    _tell(f"sr-edge: {safe_line(line)}")
+
+
+def _tell(line: str) -> None:
+    if isinstance(sys.stderr, _Failed):
+        return
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        _give_up(error)
+
+
+def _give_up(error: OSError) -> None:
+    """Write no more to stderr; that it failed decides the exit code when the program flushes its streams."""
+    if not isinstance(sys.stderr, _Failed):
+        sys.stderr = _Failed(sys.stderr.fileno(), error)
+
+
+class _Failed(io.StringIO):
+    """Stands for a stream that broke: takes whatever is written, and says once, at a flush, what happened."""
+
+    def __init__(self, fileno: int, error: OSError) -> None:
+        super().__init__()
+        self._fileno = fileno
+        self._error: OSError | None = error
+
+    def fileno(self) -> int:
+        return self._fileno
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def answer_of(transcript: Transcript) -> str:

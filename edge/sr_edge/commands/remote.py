@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sr_edge.commands import STYLE
-from sr_edge.commands.listing import print_json, print_table, say, settings
+from sr_edge.commands.listing import offline_origin, print_json, print_table, say, settings
 from sr_edge.commands.output import note
 from sr_edge.config import Config, RemoteConfig
 from sr_edge.config.edit import Change, change_config
@@ -121,6 +121,8 @@ def add(
     except ValueError as error:
         raise UsageError(str(error)) from None
     price = _price(price_input, price_output)
+    if ca_file is not None:
+        ca_file = Path(str(_check("ca_file", str(ca_file))))
     given: dict[str, object] = {
         "url": _checked_url(name, url, plain_http=plain_http, ca_file=ca_file, proxy=proxy),
         "model": model,
@@ -128,7 +130,7 @@ def add(
         "api_key_env": api_key_env,
         "api_key_cmd": api_key_cmd,
         "plain_http": plain_http or None,
-        "ca_file": None if ca_file is None else str(ca_file.expanduser().absolute()),
+        "ca_file": None if ca_file is None else str(ca_file.absolute()),
         "proxy": proxy,
         "price": price,
     }
@@ -157,13 +159,16 @@ def add(
             yield Change(("default_remote",), name)
 
     change_config(config_path(os.environ), changes)
-    config = settings()
-    say(f"{name} is {config.remote(name).url}" + (", and the default" if becomes_default else ""))
-    its_key = known_keys([config.remote(name)], environ=os.environ)[0]
-    if its_key.place is None:
-        say(f"its key, if it needs one: sr-edge keys set {name}")
-    elif its_key.problem:
-        note(f"its key: {_key_words(its_key)}")
+    say(f"{name} is {given['url']}" + (", and the default" if becomes_default else ""))
+    try:  # it is written: what is wrong elsewhere is no failure of this
+        its_key = known_keys([settings().remote(name)], environ=os.environ)[0]
+    except UsageError as error:
+        note(f"written; but {error}")
+    else:
+        if its_key.place is None:
+            say(f"its key, if it needs one: sr-edge keys set {name}")
+        elif its_key.problem:
+            note(f"its key: {_key_words(its_key)}")
     say(f"to see what it can do: sr-edge remote test {name}")
 
 
@@ -181,7 +186,7 @@ def remove(name: Name) -> None:
             if layer.get("default_remote") == name:
                 yield Change((*above, "default_remote"), None)
 
-    has_key = remove_key(name, environ=os.environ, may_use_keyring=not config.offline)
+    has_key = remove_key(name, environ=os.environ, offline=offline_origin(config))
     if not change_config(config.path, changes):
         origin = config.origin(f"remotes.{name}.url").removeprefix("env ")
         raise UsageError(f"{name} is not in {config.path}: {origin} in the environment makes it")
@@ -205,7 +210,7 @@ def probe(name: OptionalName = None, as_object: AsObject = False) -> None:
     key = find_key(remote, environ=os.environ, say=note)
     facts = {
         "endpoint": remote.url,
-        "key": _key_words(known_keys([remote], environ=os.environ)[0]) if key else "none, none is sent",
+        "key": _its_key_words(remote) if key else "none, none is sent",
     }
     findings: list[tuple[str, str]] = []
     found = None
@@ -292,17 +297,13 @@ def price(
     output: Annotated[
         float | None, typer.Option("--output", metavar="Y", help="US dollars per million tokens written.")
     ] = None,
-    cached: Annotated[
-        float | None,
-        typer.Option("--cached", metavar="Z", help="The same, of those sent that it had in a cache."),
-    ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Its price is not known.")] = False,
     as_object: AsObject = False,
 ) -> None:
     """Print what a remote's tokens cost, or set it; budgets in dollars need it."""
     config = settings()
     remote = config.remote(name)
-    given = {"input": input, "output": output, "cached": cached}
+    given = {"input": input, "output": output}
     path = ("remotes", name, "price")
     if clear:
         if any(value is not None for value in given.values()):
@@ -316,16 +317,15 @@ def price(
                 _check(f"price.{leaf}", value, leaf)
         whole = {} if remote.price is None else dataclasses.asdict(remote.price)
         whole |= {leaf: value for leaf, value in given.items() if value is not None}
-        table = {leaf: _short(value) for leaf, value in whole.items() if value is not None}
+        table = {leaf: _short(value) for leaf, value in whole.items()}
         change_config(config.path, lambda data: [Change(path, table)])
     now = settings().remote(name).price
     if as_object:
-        print_json(now and {"input": now.input, "output": now.output, "cached": now.cached})
+        print_json(now and dataclasses.asdict(now))
     elif now is None:
         say(f"the price of {name} is not known")
     else:
-        extra = "" if now.cached is None else f", {now.cached:.15g} from its cache"
-        say(f"{name}: {now.input:.15g} sent, {now.output:.15g} written{extra}; US dollars per million tokens")
+        say(f"{name}: {now.input:.15g} sent, {now.output:.15g} written; US dollars per million tokens")
 
 
 # --- what is shown -----------------------------------------------------------------------------------
@@ -339,8 +339,7 @@ def _as_json(remote: RemoteConfig, config: Config, key: KnownKey) -> dict[str, A
         "model": remote.model,
         "api": remote.api,
         "found": None if found is None else {"thought": found.thought, "text": found.text},
-        "price": remote.price
-        and {"input": remote.price.input, "output": remote.price.output, "cached": remote.price.cached},
+        "price": remote.price and dataclasses.asdict(remote.price),
         "key": {"from": key.place, "detail": key.detail or None, "problem": key.problem or None},
         "default": remote.name == config.default_remote,
     }
@@ -360,6 +359,13 @@ def _key_words(key: KnownKey) -> str:
         return "none"
     which = f" {key.detail}" if key.place in ("api_key_cmd", "api_key_env") else ""
     return f"{key.place}{which}" + (f" ({key.problem})" if key.problem else "")
+
+
+def _its_key_words(remote: RemoteConfig) -> str:
+    try:
+        return _key_words(known_keys([remote], environ=os.environ)[0])
+    except UsageError as error:  # the file of keys; this remote's own came from elsewhere
+        return str(error)
 
 
 def _few(names: Sequence[str], limit: int = 5) -> str:
@@ -452,8 +458,8 @@ def _known_path() -> Path:
 
 
 def _refuse_offline(config: Config, command: str, remote: RemoteConfig) -> None:
-    if config.offline:
-        origin = config.origin("offline")
+    origin = offline_origin(config)
+    if origin is not None:
         raise UsageError(f"offline ({origin}): `remote {command}` asks {remote.name}, so it did nothing")
 
 
@@ -465,19 +471,24 @@ def _checked_url(name: str, url: str, *, plain_http: bool, ca_file: Path | None,
     from sr_edge.remote.egress import site_of
 
     try:
-        site = site_of(url, plain_http=plain_http, ca_file=ca_file and ca_file.expanduser(), proxy=proxy)
+        site = site_of(url, plain_http=plain_http, ca_file=ca_file, proxy=proxy)
     except UsageError as error:
         raise UsageError(str(error).replace("remote add NAME", f"remote add {name}")) from None
     return site.base
 
 
-def _check(leaf: str, value: object, option: str | None = None) -> None:
-    """Raises: UsageError: a setting of a remote cannot have this value; names the option."""
+def _check(leaf: str, value: object, option: str | None = None) -> object:
+    """Returns the value as the program uses it.
+
+    Raises:
+        UsageError: a setting of a remote cannot have this value; names the option.
+    """
     key = next(key for key in REMOTE if key.name == leaf)
     try:
-        checked(key, value)
+        return checked(key, value)
     except ValueError as error:
-        raise UsageError(f"--{option or leaf.replace('_', '-')} {error}") from None
+        named = "URL" if leaf == "url" else f"--{option or leaf.replace('_', '-')}"
+        raise UsageError(f"{named} {error}") from None
 
 
 def _price(input: float | None, output: float | None) -> dict[str, float | int] | None:

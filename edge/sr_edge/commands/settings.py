@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sr_edge.errors import UsageError
+
 if TYPE_CHECKING:
     from sr_edge.config import Config
     from sr_edge.session import SessionSettings
@@ -17,9 +19,14 @@ def session_settings(
 
     Args:
         hedge: as the command line has it; it goes before the remote's own.
+    Raises:
+        UsageError: an option names nothing.
     """
     from sr_edge.session import SessionSettings
 
+    for option, value in (("--big", big), ("--big-model", big_model)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{option} is empty: name a large model, or leave it out")
     has_default = config.default_remote is not None and config.offload.policy != "local"
     chosen = config.remote() if big is None and has_default else None
     own_hedge = chosen.hedge if chosen is not None and hedge is None else None

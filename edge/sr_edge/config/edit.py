@@ -6,6 +6,7 @@ data say, and must load; else nothing is written.
 
 from __future__ import annotations
 
+import codecs
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +51,7 @@ def change_config(path: Path, changes: Callable[[Mapping[str, Any]], Iterable[Ch
             check_text(after, path)
         except UsageError as error:
             raise UsageError(f"nothing was changed, since then: {error}") from None
-        write_private(path, _with_line_ends_of(path, after))
+        write_private(path, _saved_like(path, after))
         return True
 
 
@@ -61,7 +62,7 @@ def apply(text: str, changes: Iterable[Change]) -> str | None:
         _apply_to_data(wanted, change)
         if wanted == tomllib.loads(text):
             continue
-        ways = [_without_lines, _with_tomlkit] if change.value is None else [_with_tomlkit]
+        ways = [_without_lines, _with_tomlkit] if change.value is None else [_with_list_mended, _with_tomlkit]
         for way in ways:
             changed = way(text, change)
             if _means(changed, wanted):
@@ -113,6 +114,28 @@ def _without_lines(text: str, change: Change) -> str:
     return "\n".join(kept)
 
 
+def _with_list_mended(text: str, change: Change) -> str:
+    """Take items out of a list and put others at its end, so that comments in it stay; else nothing.
+
+    What stands behind an item that goes, goes too. Where the items' order changes this is no way.
+    """
+    import tomlkit
+    from tomlkit.items import Array
+
+    document: Any = tomlkit.parse(text)
+    items: Any = document
+    for name in change.path:
+        items = items.get(name) if isinstance(items, dict) else None
+    if not isinstance(items, Array) or not isinstance(change.value, list) or "#" not in items.as_string():
+        return text
+    for index in reversed(range(len(items))):
+        if items[index] not in change.value:
+            del items[index]
+    for value in change.value[len(items) :]:
+        items.append(value)
+    return tomlkit.dumps(document)
+
+
 def _with_tomlkit(text: str, change: Change) -> str:
     import tomlkit
     from tomlkit.items import InlineTable, Table
@@ -154,13 +177,15 @@ def _with_gap_after(text: str, path: tuple[str, ...]) -> str:
     return text
 
 
-def _with_line_ends_of(path: Path, text: str) -> str:
-    """As the file has them: somebody's editor chose them."""
+def _saved_like(path: Path, text: str) -> str:
+    """With line ends as the file has them, and its byte-order mark: somebody's editor chose them."""
     try:
-        is_crlf = b"\r\n" in path.read_bytes()
+        data = path.read_bytes()
+        is_crlf = b"\r\n" in data
     except OSError:
-        is_crlf = os.linesep == "\r\n"
-    return text.replace("\n", "\r\n") if is_crlf else text
+        data, is_crlf = b"", os.linesep == "\r\n"
+    mark = "\ufeff" if data.startswith(codecs.BOM_UTF8) else ""
+    return mark + (text.replace("\n", "\r\n") if is_crlf else text)
 
 
 def replace_config(path: Path, before: str | None, after: str, *, shown: Path) -> None:
@@ -175,4 +200,4 @@ def replace_config(path: Path, before: str | None, after: str, *, shown: Path) -
     with locked(path):
         if read_config(path) != before:
             raise UsageError(f"{path} was changed by somebody else in the meantime")
-        write_private(path, _with_line_ends_of(path, after))
+        write_private(path, _saved_like(path, after))

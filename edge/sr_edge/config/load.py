@@ -525,14 +525,15 @@ def _section(prefix: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 def _moved(name: str, layers: Sequence[Mapping[str, Setting]]) -> Moved | None:
-    url, *keys = (f"remotes.{name}.{leaf}" for leaf in ("url", "api_key_cmd", "api_key_env"))
-    urls = [layer.get(url) for layer in layers]
-    for key in keys:  # in the order in which they are asked
-        for depth, layer in enumerate(layers):
-            if key in layer:
-                over = next((setting for setting in urls[:depth] if setting), None)
-                under = next((setting for setting in urls[depth:] if setting), None)
-                return over and Moved(over.origin, layer[key].origin, under and under.value)
+    urls = [layer.get(f"remotes.{name}.url") for layer in layers]
+    for leaf in ("api_key_cmd", "api_key_env"):  # in the order in which they are asked
+        keys = [layer.get(f"remotes.{name}.{leaf}") for layer in layers]
+        for depth, key in enumerate(keys):
+            if key is not None:
+                over = next(filter(None, urls[:depth]), None)
+                under = next(filter(None, urls[depth:]), None)
+                key_url = None if under is None else under.value
+                return None if over is None else Moved(over.origin, key.origin, key_url)
     return None
 
 

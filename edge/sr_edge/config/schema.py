@@ -358,8 +358,9 @@ def _must(key: Key, value: object) -> str:
             what = "true or false"
         case "count" | "number":
             what = "a whole number" if key.kind == "count" else "a number"
-            if key.high < math.inf:
-                what += f" from {key.low:.15g} to {key.high:.15g}"
+            is_too_large = isinstance(value, int | float) and value > _LARGEST
+            if key.high < math.inf or is_too_large:
+                what += f" from {key.low:.15g} to {min(key.high, _LARGEST):.15g}"
             elif key.low > -math.inf:
                 what += f" of {key.low:.15g} or more"
         case "choice":
@@ -374,8 +375,7 @@ def _must(key: Key, value: object) -> str:
             what = "a text of one line that is not empty"
     if key.is_shy:
         return f"must be {what}"
-    shown = (
-        str(value).lower() if isinstance(value, bool) else quoted(value) if isinstance(value, str) else value
-    )
+    shown = quoted(value) if isinstance(value, str) else str(value)[:60]
+    shown = shown.lower() if isinstance(value, bool) else shown
     near = nearest(value, key.choices) if isinstance(value, str) and key.kind == "choice" else None
     return f"must be {what}, not {shown}" + (f"; did you mean {quoted(near)}?" if near else "")
