@@ -1,5 +1,6 @@
 """A large model over HTTP, against a server that does on bare sockets what servers do."""
 
+import json
 import logging
 import queue
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from dataclasses import replace
 
 import pytest
@@ -37,7 +39,7 @@ from sr_edge.remote.endpoint import Deadlines, Endpoint
 from sr_edge.remote.overflow import without_oldest_half
 from sr_edge.remote.reply import plain_line
 from sr_edge.split import Message, Outcome, Prompt
-from sr_edge.testing.fault_endpoint import HALF_CLOSE
+from sr_edge.testing.fault_endpoint import HALF_CLOSE, Slice
 
 QUESTION = [Message("system", "Be brief."), Message("user", "how?")]
 ANSWER = "First, add the two numbers: "
@@ -285,7 +287,8 @@ def test_a_server_without_completions_is_surveyed_without_a_word_of_the_user(sta
         assert chat.body["continue_final_message"] is True
         assert chat.body["messages"][-1]["content"] == ANSWER.strip()
         assert {request.connection for request in server.posts} == {1}
-        [found] = learned
+        *partly, found = learned
+        assert all(known.text is None for known in partly), "kept as it comes"
         assert found.dialect(False).flags == (
             ("continue_final_message", True),
             ("add_generation_prompt", False),
@@ -382,11 +385,140 @@ def test_a_page_in_the_way_settles_nothing():
 
 
 def test_a_span_that_gives_up_ends_its_survey():
-    deadlines = Deadlines(first_content=0.2)
-    with RawServer(page({}, 404), [HANG]) as server, endpoint(server, deadlines=deadlines) as remote:
+    deadlines = Deadlines(first_content=0.4)
+    with (
+        RawServer(page({}, 404), [HANG], [HANG]) as server,
+        endpoint(server, deadlines=deadlines) as remote,
+    ):
         assert ask(remote)[1].end == "stalled"
         assert server.client_hung_up.wait(2)
-        assert remote.capabilities is None
+        assert [says_something_of_the_user(request) for request in server.posts] == [True, False, True]
+        assert remote.capabilities.findings == (("reasoning", "silent"),), "the next run tries another"
+
+
+def slow_server(seconds, **options):
+    """As `chat_server`, each of whose replies takes that long."""
+    reply = chat_server(**options)
+    return lambda r: [*([Sleep(seconds)] if r.path == CHAT else []), *reply(r)]
+
+
+SLOW = Deadlines(first_content=2.0)
+
+
+def asked_for_a_turn(request):
+    return request.body["messages"][-1]["role"] == "user"
+
+
+def test_a_slow_server_that_only_chats_can_be_used_in_the_first_run():
+    slow = slow_server(0.2, continues=lambda body: False)
+    with RawServer(then=slow) as server, endpoint(server, deadlines=SLOW) as remote:
+        assert ask(remote)[0] == "so 3"
+        assert remote.capabilities.text == "instruct"
+        assert len(server.posts) == 5
+
+
+def test_a_survey_that_is_too_slow_for_a_span_is_broken_off_and_goes_on_in_the_next_run():
+    slow, learned = slow_server(0.4, continues=lambda body: body["messages"][-1].get("partial")), []
+    with RawServer(then=slow) as server:
+        with endpoint(server, deadlines=SLOW, learned=learned.append) as remote:
+            began = time.monotonic()
+            assert ask(remote)[0] == "so 3"
+            assert time.monotonic() - began < 1.9
+            *trials, last = server.posts[1:]
+            assert asked_for_a_turn(last)
+            assert not any(says_something_of_the_user(trial) for trial in trials)
+            assert 1 <= len(trials) <= 2
+            known = learned[-1]
+            assert known.text is None, "how it was asked is not what was found out"
+            assert known.findings[0] == ("reasoning", "restarts")
+            assert ask(remote)[0] == "so 3"
+            assert asked_for_a_turn(server.posts[-1])
+            assert len(server.posts) == 3 + len(trials), "it is not tried again in this run"
+        bodies = [trial.body for trial in trials]
+        for _ in range(10):
+            before = len(server.posts)
+            with endpoint(server, deadlines=SLOW, learned=learned.append, capabilities=known) as remote:
+                assert ask(remote)[0] == "so 3"
+                assert remote.capabilities == learned[-1]
+            *trials, _ = server.posts[before:]
+            assert {request.path for request in server.posts[before:]} == {CHAT}
+            assert not any(trial.body in bodies for trial in trials)
+            bodies += [trial.body for trial in trials]
+            known = Capabilities.from_json(learned[-1].to_json())
+            if known.text is not None:
+                break
+        assert known.text == "partial"
+
+
+def test_a_trial_that_never_ends_does_not_take_the_spans_time():
+    well = chat_server()
+
+    def script(request):
+        flag = request.path == CHAT and request.body.get("continue_final_message")
+        return [head(), HANG] if flag == "content" else well(request)
+
+    learned = []
+    with RawServer(then=script) as server, endpoint(server, deadlines=SLOW, learned=learned.append) as remote:
+        assert ask(remote)[0] == "so 3"
+        assert learned[-1].findings == (("reasoning", "silent"),)
+    with RawServer(then=script) as server, endpoint(server, capabilities=learned[-1]) as remote:
+        assert ask(remote)[0] == "so 3"
+        assert remote.capabilities.text == "vllm-think"
+
+
+def test_a_thought_that_is_known_to_be_continued_waits_for_nothing_else():
+    known = Capabilities("vllm-think", None, findings=(("vllm-think+think", "continues"),))
+    with (
+        RawServer(then=chat_server()) as server,
+        endpoint(server, capabilities=known, prompt=thinking_prompt) as remote,
+    ):
+        assert ask(remote)[0] == "so 3"
+        assert len(server.posts) == 1
+
+
+def test_a_preview_where_a_survey_was_broken_off_tells_that_it_goes_on():
+    known = Capabilities(None, None, findings=(("reasoning", "restarts"),))
+    with Endpoint("https://h", prompt=prompt, model="m", capabilities=known) as remote:
+        preview = remote.preview(QUESTION, ANSWER, 12)
+    assert preview.url == "https://h/v1/chat/completions"
+    assert "without a word of yours" in preview.note
+
+
+def test_what_was_found_out_never_outdoes_the_api_that_the_user_named():
+    known = Capabilities("instruct", "instruct", findings=(("instruct", "continues"),))
+    with (
+        RawServer(then=chat_server()) as server,
+        endpoint(server, api="vllm-plain", capabilities=known) as remote,
+    ):
+        assert remote.preview(QUESTION, ANSWER, 12).body["continue_final_message"] is True
+        assert ask(remote)[0] == "so 3"
+        remote.survey()
+        assert ask(remote)[0] == "so 3"
+        for post in (server.posts[0], server.posts[-1]):
+            assert post.body["messages"][-1] == {"role": "assistant", "content": ANSWER.strip()}
+
+
+PICKY = ("stream_options", "seed", "temperature", "top_p", "max_tokens")
+
+
+def test_the_users_words_leave_four_times_for_a_span_at_most():
+    """A server that refuses one parameter at a time is asked without the next one, but not for ever."""
+
+    def picky(request):
+        for name in PICKY:
+            if name in request.body:
+                hint = "; use max_completion_tokens" if name == "max_tokens" else ""
+                return page(
+                    {"error": {"message": f"Unsupported parameter: {name}{hint}", "param": name}}, 400
+                )
+        return [*chunked(text("so 3", "stop"), DONE)]
+
+    with RawServer(then=picky) as server, endpoint(server, api="completions", seed=7) as remote:
+        _, outcome = ask(remote)
+        assert (len(server.posts), outcome.end, outcome.fault) == (4, "error", "request")
+        assert "top_p" in outcome.error
+        assert ask(remote)[0] == "so 3", "what was learned counts for the next span"
+        assert len(server.posts) == 6
 
 
 def test_an_api_that_the_user_named_is_the_only_one_tried():
@@ -454,12 +586,18 @@ def test_reasoning_continues_an_open_thought(field):
     assert span_of(*reply, api="chat", prompt=thinking_prompt) == ("so 3", Outcome("stop"))
 
 
-def test_the_end_of_the_thought_ends_the_span():
+def test_the_end_of_the_thought_ends_the_span_by_our_own_doing():
     reply = [head(), delta(reasoning_content="so 3"), delta(content="The answer is 3."), HANG]
     options = {"api": "chat", "prompt": thinking_prompt, "deadlines": replace(SOON, linger=5.0)}
     with RawServer(reply) as server, endpoint(server, **options) as remote:
-        assert ask(remote) == ("so 3", Outcome("stop"))
+        assert ask(remote) == ("so 3", Outcome("cap"))
         assert server.client_hung_up.wait(2), "it costs, and nobody reads it"
+
+
+def test_the_end_of_the_thought_with_a_finish_reason_is_a_stop():
+    choice = {"message": {"reasoning": "so 3", "content": "3."}, "finish_reason": "stop"}
+    options = {"api": "chat", "prompt": thinking_prompt}
+    assert span_of(*page({"choices": [choice]}), **options) == ("so 3", Outcome("stop"))
 
 
 def test_content_continues_an_open_thought_where_the_server_tells_no_reasoning_apart():
@@ -507,6 +645,23 @@ def test_a_whole_reply_in_place_of_a_stream_is_taken():
         "1 + 2",
         Outcome("stop", prompt_tokens=9, completion_tokens=3),
     )
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+@pytest.mark.parametrize("first", [b"", b": ping\n\n", b"\xef\xbb\xbf", b"\r\n\n", b"event: message\n"])
+def test_a_stream_that_is_called_json_is_a_stream(first, cut):
+    script = [head(kind="application/json"), Slice(cut), Send(first), text("1 + "), text("2", "stop"), DONE]
+    assert span_of(*script) == ("1 + 2", Outcome("stop"))
+
+
+def test_a_stream_that_is_called_json_and_is_cut_is_cut():
+    written, outcome = span_of(head(kind="application/json"), text("1 + "), FIN)
+    assert (written, outcome.end) == ("1 + ", "error")
+
+
+def test_the_word_null_is_no_finish_reason():
+    assert span_of(head(), text("1 + ", "null"), text("2", "stop"), FIN) == ("1 + 2", Outcome("stop"))
+    assert span_of(head(), text("1 + ", "null"), FIN)[1].end == "error"
 
 
 def test_a_span_without_end_is_ended():
@@ -724,6 +879,14 @@ def test_a_wait_that_does_not_fit_is_told_at_once(status, value, wait):
     _, outcome, requests = requests_of(page("", status, Retry_After=value))
     assert time.monotonic() - began < 1.0
     assert (outcome.end, outcome.fault, outcome.retry_after, len(requests)) == ("error", "busy", wait, 1)
+
+
+def test_a_long_wait_is_not_waited_for_however_much_time_there_is():
+    began = time.monotonic()
+    busy = page("", 429, Retry_After="12")
+    _, outcome, requests = requests_of(busy, stream("x"), deadlines=Deadlines())
+    assert time.monotonic() - began < 1.0
+    assert (outcome.end, outcome.fault, outcome.retry_after, len(requests)) == ("error", "busy", 12.0, 1)
 
 
 def test_closing_ends_the_wait_before_the_second_request():
@@ -1211,6 +1374,68 @@ def test_an_error_in_the_stream_does_not_tell_the_key():
     assert KEY[:8] not in outcome.error
 
 
+ODD_KEY = 'sk-"quoted"/and\\+0123456789'
+SPELLINGS = {
+    "plain": lambda key: key,
+    "json": lambda key: json.dumps(key)[1:-1],
+    "json twice": lambda key: json.dumps(json.dumps(key)),
+    "json, slashes too": lambda key: json.dumps(key)[1:-1].replace("/", "\\/"),
+    "json, all escaped": lambda key: "".join(f"\\u{ord(c):04X}" for c in key),
+    "repr": repr,
+    "url": lambda key: urllib.parse.quote(key, safe=""),
+    "zero width": "\u200b".join,
+    "joiners and marks": "\u2060\u0301\xad".join,
+    "control characters": "\x00".join,
+    "blank letters": "\u3164".join,
+    "cut": lambda key: key[:-3],
+    "cut, quoted": lambda key: f"'{key[:12]}…'",
+}
+
+
+@pytest.mark.parametrize("key", [KEY, ODD_KEY])
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_the_key_is_hidden_however_it_is_spelled(how, key):
+    spelled = SPELLINGS[how](key)
+    script = page(f"bad key {spelled}", 401, kind="text/plain")
+    error = span_of(*script, api_key=key, api="completions")[1].error
+    assert re.search(r"bad key .{0,3}\*\*\*", error)
+    rest = error.partition("***")[2]
+    assert len(rest) < 4, rest
+    assert "0123" not in re.sub(r"\W", "", error)
+
+
+def test_what_is_cut_from_a_quotation_is_no_piece_of_the_key():
+    for room in range(40, 310):
+        _, outcome = span_of(head(), text("x"), text("", room * "x" + KEY), FIN, api_key=KEY)
+        assert KEY[:6] not in outcome.error
+
+
+def test_a_model_that_is_called_like_the_key_is_not_shown():
+    odd = KEY[:5] + "\u200b" + KEY[5:]
+    models = page({"data": [{"id": KEY}, {"id": odd}, {"id": 95 * "x" + KEY}]})
+    with (
+        RawServer(models, models, stream("a")) as server,
+        endpoint(server, model=None, api_key=KEY) as remote,
+    ):
+        assert remote.models() == ["***", "***", 95 * "x" + "***"]
+        ask(remote)
+        assert remote.name == "***"
+        assert KEY not in repr(remote)
+
+
+def test_a_survey_quotes_nothing_of_the_server():
+    refusal = page({"error": {"message": f"stream_options and {KEY} are not supported"}}, 400)
+    found = []
+    well = chat_server()
+
+    def script(request):
+        return refusal if "stream_options" in request.body else well(request)
+
+    with RawServer(then=script) as server, endpoint(server, api_key=KEY) as remote:
+        known = remote.survey(lambda way, verdict: found.append(way + verdict))
+    assert KEY not in json.dumps([found, known.to_json()])
+
+
 def test_without_a_key_none_is_sent():
     with RawServer(stream("x")) as server, endpoint(server) as remote:
         ask(remote)
@@ -1244,7 +1469,7 @@ def test_urls_with_and_without_a_path(url, base):
     "url",
     [
         "", "h:8080", "ftp://h", "file:///etc/passwd", "http://", "http:///v1", "http://h:99999", "http://h:x",
-        "http://h/v1?key=canary", "http://h#canary", "http://canary@h", "http://u:canary@h/v1", "http://u:canary",
+        "http://a..b", "http://" + "a" * 64, "http://h/v1?key=canary", "http://h#canary", "http://canary@h", "http://u:canary@h/v1", "http://u:canary",
     ],
 )  # fmt: skip
 def test_urls_that_cannot_be_meant_are_refused(url):

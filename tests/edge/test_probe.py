@@ -15,7 +15,7 @@ from tests.edge.dialect_servers import (
     THOUGHT,
 )
 
-from sr_edge.remote.dialects import Quirks, request
+from sr_edge.remote.dialects import Capabilities, Quirks, request
 from sr_edge.remote.probe import LEAD, LETTERS, Heard, survey
 from sr_edge.remote.reply import ReplyReader
 from sr_edge.remote.seam import Seam
@@ -119,9 +119,44 @@ def test_each_server_is_asked_by_the_first_row_that_it_continues(name):
 
 def test_the_quick_survey_takes_few_requests():
     sizes = {name: len(by(name)[1]) for name in SERVERS}
-    assert max(sizes.values()) <= 13
+    assert max(sizes.values()) <= 14
     assert sizes["llama.cpp"] == 2
     assert sizes["claude 4.6"] == 3
+    assert sizes["chat, plain"] == 4, "one row, all flags at once, then a turn of its own"
+    assert len(by("chat, plain", opening="")[1]) == 3
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_survey_that_is_broken_off_goes_on_where_it_was(name):
+    """After every single trial, by way of the disk."""
+    row, so_far, sent = SERVERS[name], None, []
+    for _ in range(20):
+        known = so_far and Capabilities.from_json(json.loads(json.dumps(so_far.to_json())))
+        quirks = known.quirks if known else None
+        asking = survey(model="m", opening=OPEN, host="example.org", completions=renderer(OPEN), full=False,
+                        quirks=quirks, so_far=known)  # fmt: skip
+        try:
+            trial = next(asking)
+            sent.append(json.dumps(trial.body))
+            while True:
+                trial = asking.send(heard_of(*row.answer(trial.path, trial.body)))
+                if len(trial.so_far.findings) > len(known.findings if known else ()):
+                    break
+                sent.append(json.dumps(trial.body))
+        except StopIteration as stopped:
+            found = stopped.value
+            break
+        so_far = trial.so_far
+        assert so_far.text is None
+    whole = by(name)[0]
+    assert (found.thought, found.text, found.echoes) == (whole.thought, whole.text, whole.echoes)
+    assert dict(found.findings).items() <= dict(whole.findings).items() | {("every-flag", "refused")}
+    assert len(sent) <= 2 * len(by(name)[1])
+
+
+def test_findings_that_mean_nothing_any_more_are_not_gone_by():
+    old = Capabilities(None, None, findings=(("gone", "continues"), ("vllm-think", "perhaps")))
+    assert surveyed(weak, so_far=old)[1] == surveyed(weak)[1]
 
 
 def test_no_text_of_a_user_is_in_a_trial():

@@ -79,7 +79,7 @@ def test_a_failure_keeps_what_was_held_back_too():
     assert read(chat("content_filter", content="the number"), seam=seam)[0] == "the number"
 
 
-@pytest.mark.parametrize("reason", [None, "", 3, [], {}, True])
+@pytest.mark.parametrize("reason", [None, "", "null", "NULL", 3, [], {}, True])
 def test_what_is_no_finish_reason_ends_nothing(reason):
     _, reader, failure = read(json.dumps({"choices": [{"delta": {}, "finish_reason": reason}]}))
     assert (reader.is_complete, failure) == (False, None)
@@ -232,9 +232,26 @@ def test_what_comes_twice_under_one_id_is_dropped_and_equal_text_is_not():
     assert read(ServerSentEvent(ha, id="1"), ServerSentEvent(ha, id="1"), ServerSentEvent(ha))[0] == "ha ha "
 
 
+def test_an_id_that_all_events_share_says_nothing():
+    pieces = ["so ", "ha ", "ha ", "3"]
+    assert read(*(ServerSentEvent(chat(content=piece), id="1") for piece in pieces))[0] == "so ha ha 3"
+
+
 def test_ids_are_those_of_their_own_event():
     data = b"id: 7\ndata: a\n\ndata: b\n\nid: x\0y\ndata: c\n\nid: 8\n\ndata: d\n\n"
     assert [event.id for event in SseDecoder().push(data)] == ["7", "", "", ""]
+
+
+@pytest.mark.parametrize("count", [10**400, 10**9 + 1, -1, 1e9, True, "9", None, [9]])
+def test_a_count_that_cannot_be_meant_is_not_said(count):
+    usage = {"prompt_tokens": count, "completion_tokens": count}
+    _, reader, failure = read(json.dumps({"choices": [], "usage": usage}))
+    assert (reader.prompt_tokens, reader.completion_tokens, failure) == (None, None, None)
+
+
+def test_a_count_may_be_large():
+    _, reader, _ = read(json.dumps({"usage": {"prompt_tokens": 10**9, "completion_tokens": 0}}))
+    assert (reader.prompt_tokens, reader.completion_tokens) == (10**9, 0)
 
 
 def test_the_model_that_answers_is_noted():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sr_edge.remote.retry import pause, seconds_to_wait
+from sr_edge.remote.retry import MAX_PAUSE, pause, seconds_to_wait
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
 NOW = 1445412480.0 - 30  # half a minute before
@@ -48,6 +48,11 @@ def test_milliseconds_come_first_where_they_make_sense():
     assert seconds_to_wait({}, NOW) is None
 
 
+def test_a_long_pause_is_none():
+    assert pause(2.0, 0.5, remaining=30.0) == MAX_PAUSE == 2.0
+    assert pause(2.1, 0.5, remaining=30.0) is None
+
+
 @pytest.mark.parametrize("demanded", [None, 0.0])
 def test_without_a_demand_the_pause_is_short_and_never_the_same(demanded):
     assert pause(demanded, 0.0, remaining=30.0) == pytest.approx(0.1)
@@ -55,7 +60,7 @@ def test_without_a_demand_the_pause_is_short_and_never_the_same(demanded):
 
 
 def test_a_pause_leaves_as_much_time_for_the_answer():
-    assert pause(15.0, 0.5, remaining=30.0) == 15.0
-    assert pause(15.1, 0.5, remaining=30.0) is None
+    assert pause(1.5, 0.5, remaining=3.0) == 1.5
+    assert pause(1.6, 0.5, remaining=3.0) is None
     assert pause(None, 0.5, remaining=0.2) is None
     assert pause(None, 0.0, remaining=-1.0) is None

@@ -143,7 +143,8 @@ def test_f15_a_context_that_is_too_small_is_said_so(dialect, wire):
 
 ASKED_TO_WAIT = {
     "0": True, "0.05": True, "1e-3": True, "": True, "junk": True, "-10": True, "-1": True, "nan": True,
-    "999": False, "120": False, "1e35": False, "inf": False, "Infinity": False, "99999999999999999999": False,
+    "2.5": False, "12": False, "999": False, "120": False, "1e35": False, "inf": False, "Infinity": False,
+    "99999999999999999999": False,
     "Wed, 21 Oct 2015 07:28:00 GMT": True, "Fri, 31 Dec 9999 23:59:59 GMT": False,
     "Sun, 06 Nov 100000 08:49:37 GMT": False, "Wednesday": True, "12, 13": True, "0x10": True, "+0": True,
     " 0 ": True,
@@ -227,6 +228,13 @@ def test_f21_the_right_type_is_recognised(kind, wire):
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"])
 def test_f21_a_whole_reply_is_taken_once(kind, wire):
     run(Case(page(wire.whole("1 + 1"), kind=kind), truth="complete", text="1 + 1"), wire)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_f21_a_stream_by_the_name_of_json_is_read_as_one(size, wire):
+    stream = wire.stream("1 + 1")
+    script = [head(kind="application/json"), Slice(size), *stream[1:], FIN]
+    run(Case(script, truth="complete", text="1 + 1", patience=None), wire)
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308])

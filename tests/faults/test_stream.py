@@ -12,11 +12,12 @@ from tests.faults.harness import (
     by_name,
     cut_at,
     deadlines,
+    prompt,
     run,
     wordless,
 )
 
-from sr_edge.split import Limits
+from sr_edge.split import Limits, Prompt
 from sr_edge.testing.fault_endpoint import (
     CHAT,
     COMPLETIONS,
@@ -91,6 +92,7 @@ NOTHING = {
     "odd choices": sse({"choices": [None, 3, "x", [], {}]}),
     "usage": usage(9, 3),
     "null usage": sse({"choices": [], "usage": None}),
+    "endless usage": sse({"choices": [], "usage": {"prompt_tokens": 10**400, "completion_tokens": 10**400}}),
     "odd usage": sse({"choices": [], "usage": {"prompt_tokens": "many", "completion_tokens": -3}}),
     "empty delta": sse({"choices": [{"index": 0, "delta": {}, "finish_reason": None}]}),
     "null delta": sse({"choices": [{"index": 0, "delta": None}]}),
@@ -157,6 +159,7 @@ def endings(wire):
         "neither": ([FIN], False),
         "neither, reset": ([RST], False),
         "null finish reason": ([wire.text("", None), FIN], False),
+        "finish reason in words of null": ([wire.text("", "null"), FIN], False),
         "empty finish reason": ([wire.text("", ""), FIN], False),
         "done as a comment": ([Send(b": [DONE]\n\n"), FIN], False),
         "done in another field": ([Send(b"event: [DONE]\n\n"), FIN], False),
@@ -340,6 +343,20 @@ def test_f41_reasoning_is_not_the_span(field):
         FIN,
     ]
     run(Case(script, truth="complete", text="1 + 1 = 2"), CHAT)
+
+
+@pytest.mark.parametrize("end", [[RST], [FIN], [HANG], [delta("stop"), DONE, FIN]])
+def test_f41_what_comes_after_our_thought_proves_nothing(end):
+    """The server has closed the thought that the span continues: nobody said that it was done."""
+    thought = [delta(reasoning="1 + "), delta(reasoning="1"), delta(content="The answer is 2.")]
+    case = Case([head(), *thought, *end], truth="partial", text="1 + 1", patience=None)
+    checked = run(case, CHAT, options={"prompt": open_thought})
+    assert checked.span.end == "cap"
+
+
+def open_thought(messages):
+    rendered = prompt(messages)
+    return Prompt((), rendered.text + "<think>\n", "<think>\n")
 
 
 @pytest.mark.parametrize("end", [[delta("stop"), DONE, FIN], [DONE, FIN]])

@@ -26,8 +26,8 @@ from sr_edge.remote.dialects import (
     known_host,
     request,
 )
-from sr_edge.remote.errand import find_out, first_model
-from sr_edge.remote.exchange import HungUpError, Reply, Stage
+from sr_edge.remote.errand import TookTooLongError, find_out, first_model, listen
+from sr_edge.remote.exchange import HungUpError, NoConnectionError, Reply, Stage
 from sr_edge.remote.failure import (
     FailedError,
     Failure,
@@ -36,11 +36,15 @@ from sr_edge.remote.failure import (
     of_connection,
 )
 from sr_edge.remote.overflow import is_overflow, without_oldest_half
+from sr_edge.remote.probe import Heard, Trial
 from sr_edge.remote.receiving import Receiving, WrappedError
 from sr_edge.remote.retry import pause
 from sr_edge.remote.seam import Seam
 from sr_edge.remote.server import Server
 from sr_edge.split import Message, Outcome, Prompt
+
+MAX_POSTS = 4
+"""Of one span, with the user's words in them: those that are refused count too."""
 
 _RAW = DIALECTS[0]
 
@@ -67,9 +71,11 @@ class Asking:
         self._max_tokens = max_tokens
         self._jitter = jitter
         self._asked = server.clock()
+        self._lock = threading.Lock()
         self._call = Call(server, tell=self._reached, timeout=server.deadlines.total)
         self._hung_up = threading.Event()
         self._has_retried = False
+        self._num_posts = 0  # with the user's words in them
         self._has_content = False
 
     def start(self) -> None:
@@ -81,7 +87,8 @@ class Asking:
     def hang_up(self) -> None:
         """From any thread, at any moment: nothing more is sent or read. Returns at once."""
         self._hung_up.set()
-        self._call.hang_up()
+        with self._lock:
+            self._call.hang_up()
 
     def preview(self) -> tuple[Dialect, dict[str, Any], str]:
         """What would be sent first, and what else may be, in words."""
@@ -90,7 +97,7 @@ class Asking:
             notes.append(f"GET {server.site.base}/models comes first: it asks for the model's name")
         dialect = self._known_dialect()
         if dialect is None:
-            dialect = self._likely_dialect()
+            dialect = _RAW if self._may_begin_raw() else self._likely_dialect()
             found_out = "what the server understands is found out first, without a word of yours"
             notes.append(
                 "a server without raw completions is asked in another way" if dialect is _RAW else found_out
@@ -115,28 +122,63 @@ class Asking:
         server = self._server
         if server.pinned is not None:
             return server.pinned
-        known = server.capabilities
-        return None if known is None else known.dialect(self._is_thinking())
+        known, is_thinking = server.capabilities, self._is_thinking()
+        if known is not None and (known.text is not None or (is_thinking and known.thought is not None)):
+            return known.dialect(is_thinking)
+        return INSTRUCT if server.was_surveyed else None  # the survey was broken off: it works in any case
+
+    def _may_begin_raw(self) -> bool:
+        """Where nothing is known, without a trial: a server that has no raw completions says so."""
+        hint = known_host(self._server.site.where)
+        return self._server.capabilities is None and (hint is None or hint.has_completions)
 
     def _likely_dialect(self) -> Dialect:
-        """Where nothing is known."""
+        """Where there are no raw completions."""
         hint = known_host(self._server.site.where)
-        if hint is None or hint.has_completions:
-            return _RAW
-        return dialect_named(hint.text or INSTRUCT.name)
+        return INSTRUCT if hint is None else dialect_named(hint.text or INSTRUCT.name)
 
     def _find_out(self) -> Dialect:
-        """The dialect that the server turns out to understand, found out without a word of the user's."""
-        opening = self._prompt.opening
+        """The dialect that the server turns out to understand, found out without a word of the user's.
 
-        def ask(path: str, body: Mapping[str, Any]) -> Reply:
-            return self._ask("POST", path, body)
+        That may take half of the time until the first text: a server too slow for it is asked for the
+        continuation in this run, and the next goes on finding out.
+        """
+        opening, server = self._prompt.opening, self._server
+        now = server.clock()
+        until = now + (self._asked + server.deadlines.first_content - now) / 2
 
         def render(messages: Sequence[Message]) -> Prompt:
             return Prompt((), opening, opening)  # only raw completions would need more
 
-        find_out(self._call, ask, self._server, opening, render, full=False)
+        try:
+            find_out(lambda trial: self._hear(trial, until), server, opening, render, full=False, until=until)
+        finally:
+            self._begin_call(server.deadlines.total)
         return self._known_dialect() or INSTRUCT
+
+    def _hear(self, trial: Trial, until: float) -> Heard:
+        """Raises:
+        TookTooLongError: it was not done by then.
+        FailedError: nothing came of it.
+        """
+        self._begin_call(max(0.0, until - self._server.clock()))
+        try:
+            return listen(self._call, lambda path, body: self._ask("POST", path, body), trial)
+        except FailedError as failed:
+            if isinstance(failed.__cause__, TimeoutError) and not isinstance(
+                failed.__cause__, NoConnectionError
+            ):
+                raise TookTooLongError from None
+            raise
+
+    def _begin_call(self, timeout: float) -> None:
+        """With requests of this many seconds, on the same connection if it is clean."""
+        self._call.end()
+        call = Call(self._server, tell=self._reached, timeout=timeout)
+        with self._lock:
+            self._call = call
+            if self._hung_up.is_set():
+                call.hang_up()
 
     def _body(self, dialect: Dialect) -> dict[str, Any]:
         return request(
@@ -156,10 +198,8 @@ class Asking:
         if not self._server.is_model_known:
             self._server.learn_model(first_model(self._models_page, self._server))
         dialect = self._known_dialect()
-        if dialect is None and self._likely_dialect() is _RAW:
-            dialect = _RAW  # without a trial: a server that has none says so
-        elif dialect is None:
-            dialect = self._find_out()
+        if dialect is None:
+            dialect = _RAW if self._may_begin_raw() else self._find_out()
         while True:
             dialect, reply = self._open_reply(dialect)
             try:
@@ -173,7 +213,7 @@ class Asking:
                     raise
                 if not is_overflow(str(failed)):
                     self._try_again(failed)
-                elif not self._shorten():
+                elif not self._may_post() or not self._shorten():
                     raise
 
     def _models_page(self) -> str:
@@ -185,10 +225,10 @@ class Asking:
         while True:
             body = self._body(dialect)
             try:
-                return dialect, self._ask("POST", dialect.path, body)
+                return dialect, self._ask("POST", dialect.path, body, is_users=True)
             except RefusedError as refused:
                 if is_overflow(refused.body):
-                    if not self._shorten():
+                    if not self._may_post() or not self._shorten():
                         raise
                     continue
                 quirks = server.quirks.after_refusal(refused.status, refused.body, body)
@@ -200,22 +240,35 @@ class Asking:
                     line = f"{refused}; it does not know the way {dialect.name!r}: api = auto finds one"
                     raise FailedError(Failure(line, "refused")) from None
                 else:
-                    server.learn_quirks(quirks)
+                    server.learn_quirks(quirks)  # at least the next span goes without
+                if not self._may_post():
+                    raise
+
+    def _may_post(self) -> bool:
+        """Whether the user's words may leave once more for this span."""
+        return self._num_posts < MAX_POSTS
 
     def _may_find_out(self) -> bool:
         return self._server.pinned is None and not self._server.was_surveyed
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, is_users: bool = False
+    ) -> Reply:
         """A reply that is a 200. Asks once more, if there was reason to and none before in this span.
 
+        Args:
+            is_users: the body holds the user's words.
         Raises:
             FailedError: there is none.
         """
         while True:
+            self._num_posts += is_users
             try:
                 return self._call.ask(method, path, body)
             except FailedError as failed:
                 self._try_again(failed)
+            finally:
+                self._num_posts += is_users and self._call.was_sent_twice
 
     def _try_again(self, failed: FailedError) -> None:
         """Returns when it is time to ask once more.
@@ -223,7 +276,8 @@ class Asking:
         Raises:
             FailedError: it is no use, was done before, or there is no time for it.
         """
-        if not failed.failure.is_passing or self._has_retried or self._call.was_sent_twice:
+        has_been = self._has_retried or self._call.was_sent_twice or not self._may_post()
+        if not failed.failure.is_passing or has_been:
             raise failed
         self._has_retried = True
         server, demanded = self._server, failed.failure.retry_after
@@ -261,7 +315,8 @@ class Asking:
         quirks = self._server.quirks
         if dialect.is_asking and receiving.has_only_thought and not quirks.thinks_first:
             self._server.learn_quirks(replace(quirks, thinks_first=True))
-            return False
+            if self._may_post():
+                return False
         self.arrivals.put(Over(outcome))
         if receiving.is_complete:
             self._call.drain(reply)

@@ -179,11 +179,9 @@ def _parse(url: str, what: str) -> _Url:
     url = url.strip()
     try:
         parts = urlsplit(url)
-        host = _wire_host(parts.hostname or "")
         port = parts.port
     except ValueError:
-        host, port = "", None
-        parts = urlsplit("")
+        raise UsageError("not a URL, or one with a port that does not exist: ports are 1 to 65535") from None
     authority = url.partition("://")[2].partition("/")[0]
     if "@" in authority:
         raise UsageError("the URL holds a user name or a password: give the API key apart from it")
@@ -191,8 +189,12 @@ def _parse(url: str, what: str) -> _Url:
         raise UsageError("not a URL: it must begin with http:// or https://, and hold no control characters")
     if url.partition("://")[0].lower() not in ("http", "https"):
         raise UsageError(f"{url!r} is not {what}: it must begin with http:// or https://")
+    try:
+        host = _wire_host(parts.hostname or "")
+    except ValueError:
+        raise UsageError("the URL names a host that cannot be: check its spelling") from None
     if not host:
-        raise UsageError("the URL names no host, or a port that does not exist: ports are 1 to 65535")
+        raise UsageError(f"{url!r} names no host")
     if port == 0:
         raise UsageError(f"{url!r} names a port that does not exist: ports are 1 to 65535")
     default = 443 if parts.scheme == "https" else 80
@@ -212,7 +214,9 @@ def _wire_host(host: str) -> str:
         ValueError: no host can be called so.
     """
     if host.isascii():
-        if not re.fullmatch(r"[A-Za-z0-9._:%-]*", host):
+        labels = host.removesuffix(".").split(".")
+        is_name = all(0 < len(label) < 64 for label in labels) or ":" in host
+        if not re.fullmatch(r"[A-Za-z0-9._:%-]*", host) or (host and not is_name):
             raise ValueError(host)
         return host
     return host.encode("idna").decode("ascii")

@@ -22,7 +22,6 @@ from sr_edge.remote.asking import Asking
 from sr_edge.remote.deadlines import Deadlines, SleepWatch
 from sr_edge.remote.dialects import Capabilities, dialect_named
 from sr_edge.remote.egress import Door, site_of
-from sr_edge.remote.reply import plain_line
 from sr_edge.remote.server import Server
 from sr_edge.split import Message, Outcome, Prompt
 
@@ -115,7 +114,7 @@ class Endpoint:
     @property
     def name(self) -> str:
         """The user's own; else the model's; until it is known, the host's."""
-        return self._name or plain_line(self._server.model or "", limit=100) or self.where
+        return self._name or self._server.safe_line(self._server.model or "", limit=100) or self.where
 
     @property
     def where(self) -> str:
@@ -149,7 +148,7 @@ class Endpoint:
         errand.knock(self._server, heard)
 
     def models(self) -> list[str]:
-        """Names of the server's models.
+        """Names of the server's models, each as one harmless line.
 
         Raises:
             RemoteError: it can't be asked, or gives no list.
@@ -182,7 +181,9 @@ class Endpoint:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Endpoint({self._server.site.base!r}, model={self._server.model!r})"
+        server = self._server
+        model = None if server.model is None else server.safe_line(server.model)
+        return f"Endpoint({server.site.base!r}, {model=})"
 
     def _asking(self, messages: Sequence[Message], answer: str, max_tokens: int) -> Asking:
         prompt = self._prompt(messages)

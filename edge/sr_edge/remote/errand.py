@@ -17,7 +17,7 @@ from sr_edge.remote.dialects import Capabilities
 from sr_edge.remote.exchange import HungUpError, Reply
 from sr_edge.remote.failure import FailedError, Failure, RefusedError
 from sr_edge.remote.hearing import hear
-from sr_edge.remote.probe import Heard
+from sr_edge.remote.probe import Heard, Trial
 from sr_edge.remote.probe import survey as survey_of
 from sr_edge.remote.reply import UnreadableError, parse_object
 from sr_edge.remote.server import Server
@@ -37,7 +37,7 @@ def models(server: Server) -> list[str]:
     """See `Endpoint.models`."""
 
     def work(call: Call, report: Report) -> list[str]:
-        return names_of_models(_page(call), server)
+        return [server.safe_line(name) for name in names_of_models(_page(call), server)]
 
     return _Errand(server, work).run()
 
@@ -54,11 +54,12 @@ def survey(server: Server, render: Render, report: Report, *, full: bool) -> Cap
         def ask(path: str, body: Mapping[str, Any]) -> Reply:
             return call.ask("POST", path, body)
 
-        found = find_out(call, ask, server, opening, render, full=full)
+        found = find_out(lambda trial: listen(call, ask, trial), server, opening, render, full=full)
         if full:
             can_cancel = stops(call, ask, found, model=server.model, render=render, clock=server.clock)
-            found = replace(found, can_cancel=can_cancel)
-            server.learn(found)
+            if can_cancel is not None:
+                found = replace(found, can_cancel=can_cancel)
+                server.learn(found)
         for dialect, verdict in found.findings:
             report(dialect, verdict)
         return found
@@ -123,17 +124,46 @@ def names_of_models(page: str, server: Server) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def find_out(
-    call: Call, ask: Ask, server: Server, opening: str, render: Render, *, full: bool
-) -> Capabilities:
-    """What the server can do, kept in it.
+class TookTooLongError(Exception):
+    """A trial was broken off: its survey may take no longer."""
+
+
+def listen(call: Call, ask: Ask, trial: Trial) -> Heard:
+    """What comes of a trial.
 
     Args:
         ask: posts a body to a path on `call`, for a reply that is a 200.
+    Raises:
+        FailedError: nothing.
+    """
+    reply = ask(trial.path, trial.body)
+    heard = hear(call.chunks(reply), call.hurry)
+    call.drain(reply)
+    return heard
+
+
+def find_out(
+    hear_of: Callable[[Trial], Heard],
+    server: Server,
+    opening: str,
+    render: Render,
+    *,
+    full: bool,
+    until: float | None = None,
+) -> Capabilities:
+    """What the server can do, kept in it. Unless `full`, each verdict is kept as it comes; where an earlier
+    survey was broken off, this one goes on from there.
+
+    Args:
+        hear_of: sends a trial.
         opening, render: as for `probe.survey`.
+        until: when to break off, on the server's clock: a trial that may not be done by then is left for the
+            next run, and what is returned has no `text`.
     Raises:
         FailedError: it is not well enough to tell, or answers nothing.
     """
+    known = server.capabilities
+    so_far = known if known is not None and known.text is None and not full else None
     trials = survey_of(
         model=server.model,
         opening=opening,
@@ -141,27 +171,38 @@ def find_out(
         completions=render,
         full=full,
         quirks=server.quirks,
+        so_far=so_far,
     )
-    has_answered, refused = False, None
-    heard = None
+    has_answered, refused = so_far is not None, None
+    heard, longest, began = None, 0.0, server.clock()
     try:
         while True:
             trial = next(trials) if heard is None else trials.send(heard)
+            if has_answered and not full and trial.so_far != server.capabilities:
+                server.learn(trial.so_far)
+            now = server.clock()
+            if until is not None and now + longest > until:
+                break
             try:
-                reply = ask(trial.path, trial.body)
-                heard = hear(call.chunks(reply), call.hurry)
-                call.drain(reply)
+                heard = hear_of(trial)
                 has_answered = True
             except RefusedError as error:
                 if error.status not in _TELLING:
                     raise
                 # A template that can't do with an unfinished answer is an error inside of some servers.
                 heard, refused = Heard(400 if error.status == 500 else error.status, error.body), error
+            except TookTooLongError:
+                if until is None or now - began > (until - began) / 2:
+                    break  # it had only what others had left of the time
+                heard, has_answered = Heard(200), True  # silent: or the next run would come no further
+            longest = max(longest, server.clock() - now)
     except StopIteration as stop:
         found: Capabilities = stop.value
-    if not has_answered and refused is not None:
-        raise refused  # that it refuses everything is nothing to be remembered
-    server.learn(found)
+        if not has_answered and refused is not None:
+            raise refused from None  # that it refuses everything is nothing to be remembered
+        server.learn(found)
+    else:
+        found = trial.so_far
     server.was_surveyed = True
     return found
 

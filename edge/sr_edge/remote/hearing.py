@@ -7,7 +7,7 @@ from typing import Any
 
 from sr_edge.remote.failure import FailedError
 from sr_edge.remote.probe import Heard
-from sr_edge.remote.reply import DONE, ReplyError, error_text, parse_object
+from sr_edge.remote.reply import DONE, ReplyError, error_text, finish_reason, parse_object
 from sr_edge.remote.sse import SseDecoder, SseLimitError
 
 
@@ -83,8 +83,9 @@ class _Heard:
         part = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         self._text += _text(part, "content")
         self._reasoning += _text(part, "reasoning_content") or _text(part, "reasoning")
-        if isinstance(choice.get("finish_reason"), str):
-            self._finish, self.is_over = choice["finish_reason"], True
+        reason = finish_reason(choice)
+        if reason is not None:
+            self._finish, self.is_over = reason, True
 
 
 def _text(part: object, name: str) -> str:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sr_edge.extract import END_THINK, THINK, is_thinking
 from sr_edge.remote.dialects import (
@@ -21,6 +21,7 @@ from sr_edge.remote.dialects import (
     Dialect,
     Hint,
     Quirks,
+    dialect_named,
     known_host,
     request,
 )
@@ -39,6 +40,9 @@ silent     writes nothing
 other      writes something else: the model may be too weak to recite
 """
 
+_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_GOES_ON = re.compile(r"g(\W+h\b|\W*\Z)")
+
 QUESTION = "Recite the alphabet in lower case, letters separated by spaces."
 LEAD = "Here it goes: "
 LETTERS = "a b c d e f"
@@ -53,6 +57,10 @@ _NO_PREFILL = re.compile(
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 _WORKS = frozenset({"continues", "echoes"})
 _PAIRS = ("vllm-think", "vllm", "vllm-plain")
+_EVERY_FLAG = replace(dialect_named("vllm-plain"), name="every-flag")
+"""No row: a text, no thought, with whatever any row sends for a server to continue it. One that begins anew
+even then continues nothing, and need not be tried row by row."""
+_MARKS = {dialect.mark: True for dialect in DIALECTS if dialect.mark is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,8 @@ class Trial:
     """Of the dialect; with `+think` for the continuation of a thought."""
     path: str
     body: dict[str, Any]
+    so_far: Capabilities
+    """What was found out before it; its `text` is None until a row is found for texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,7 @@ def survey(
     completions: Callable[[Sequence[Message]], Prompt],
     full: bool,
     quirks: Quirks | None = None,
+    so_far: Capabilities | None = None,
 ) -> Generator[Trial, Heard, Capabilities]:
     """Yields trials, is sent what came of each, returns what was found out.
 
@@ -101,8 +112,9 @@ def survey(
         full: try every row, and both inside and outside of a thought. Else no raw completions (that there are
             none is known by then), each only until it works, and nothing that a host's documentation settles.
         quirks: what is known already.
+        so_far: of an earlier survey that was broken off: what it has tried is not tried again.
     """
-    asked = _Survey(model, opening, completions, quirks or Quirks())
+    asked = _Survey(model, opening, completions, quirks or Quirks(), so_far)
     hint = known_host(host)
     rows = [d for d in DIALECTS if full or not d.is_exact]
     if full:
@@ -115,16 +127,12 @@ def survey(
     elif hint is not None:  # what is documented first
         rows.sort(key=lambda d: d.is_asking or d.name not in (hint.thought, hint.text))
     if is_thinking(opening):
-        for dialect in rows:
-            if not asked.works(True):
-                yield from asked.try_row(dialect, True)
+        yield from asked.try_until_one_works(rows, True)
         # The row that continues thoughts comes first. If there is none, no row is left that could do texts:
         # some of them send a thought as text.
         at = next((n for n, d in enumerate(rows) if asked.does(d, True)), len(rows))
         rows = [*rows[at:], *rows[:at]] if at < len(rows) and not rows[at].is_asking else _asking(rows)
-    for dialect in rows:
-        if not asked.works(False):
-            yield from asked.try_row(dialect, False)
+    yield from asked.try_until_one_works(rows, False)
     return asked.result(hint)
 
 
@@ -141,13 +149,15 @@ class _Survey:
         opening: str,
         completions: Callable[[Sequence[Message]], Prompt],
         quirks: Quirks,
+        before: Capabilities | None,
     ) -> None:
         self._model = model
         self._opening = opening
         self._messages = (Message("user", QUESTION),)
         self._prompt = completions(self._messages)
         self._quirks = quirks
-        self._verdicts: dict[tuple[str, bool], Verdict] = {}
+        self._verdicts = {} if before is None else _verdicts_of(before)
+        self._had_usage = None if before is None else before.has_usage
         self._heard: dict[str, Heard] = {}  # by what was sent: rows may come to the same
         self._unknown: set[str] = set()  # paths, flags and fields that were refused for themselves
 
@@ -157,7 +167,20 @@ class _Survey:
     def works(self, thinking: bool) -> bool:
         return self._working(thinking) is not None
 
+    def try_until_one_works(self, rows: Sequence[Dialect], thinking: bool) -> Generator[Trial, Heard, None]:
+        """Once a row makes the server begin anew, all that might keep it from that is tried at once."""
+        for dialect in rows:
+            if self.works(thinking):
+                return
+            if self._verdicts.get((_EVERY_FLAG.name, False)) == "restarts" and not dialect.is_asking:
+                continue
+            yield from self.try_row(dialect, thinking)
+            if self._verdicts.get((dialect.name, thinking)) == "restarts" and not dialect.is_asking:
+                yield from self._try_every_flag()
+
     def try_row(self, dialect: Dialect, thinking: bool) -> Generator[Trial, Heard, None]:
+        if (dialect.name, thinking) in self._verdicts:
+            return
         opening, answer = self._partial(thinking)
         if dialect.partial == "apart" and END_THINK in answer and not self.does(dialect, True):
             return  # it would continue the text, but not have read the thought
@@ -165,6 +188,18 @@ class _Survey:
         if dialect.is_asking and heard.reasoning.strip():
             self._quirks = replace(self._quirks, thinks_first=True)
         self._verdicts[dialect.name, thinking] = _verdict(dialect, opening, answer, heard)
+
+    def _try_every_flag(self) -> Generator[Trial, Heard, None]:
+        if (_EVERY_FLAG.name, False) in self._verdicts or self.works(True):
+            return
+        answer = LEAD + LETTERS
+        for dialect in (_EVERY_FLAG, replace(_EVERY_FLAG, flags=())):  # marks are refused less often
+            heard = yield from self._ask(dialect, "", answer)
+            if heard.status == 200:
+                break
+        verdict = _verdict(dialect, "", answer, heard)
+        goes_on = bool(_GOES_ON.match(_words(heard.reasoning)))  # as a thought, which is another matter
+        self._verdicts[_EVERY_FLAG.name, False] = "leaked" if goes_on else verdict
 
     def _partial(self, thinking: bool) -> tuple[str, str]:
         """The opening and an answer of the state."""
@@ -188,10 +223,13 @@ class _Survey:
                 max_tokens=ASKED_MAX_TOKENS if dialect.is_asking else MAX_TOKENS,
                 model=self._model,
             )
+            if dialect.name == _EVERY_FLAG.name:
+                body["messages"][-1] |= _MARKS
             sent = json.dumps(body)
             if sent not in self._heard:
                 name = f"{dialect.name}+think" if is_thinking(opening + answer) else dialect.name
-                self._heard[sent] = yield Trial(name, dialect.path, body)
+                so_far = self._known(self._working(True), self._working(False))
+                self._heard[sent] = yield Trial(name, dialect.path, body, so_far)
             heard = self._heard[sent]
             assert heard.status == 200 or heard.status in _REFUSALS, "nothing was found out"
             quirks = self._quirks.after_refusal(heard.status, heard.error, body)
@@ -218,15 +256,19 @@ class _Survey:
 
     def result(self, hint: Hint | None) -> Capabilities:
         states = {thinking for _, thinking in self._verdicts}
-        thought = self._chosen(True, hint) if True in states else None
-        text = self._chosen(False, hint)
+        return self._known(self._chosen(True, hint) if True in states else None, self._chosen(False, hint))
+
+    def _known(self, thought: str | None, text: str | None) -> Capabilities:
         replies = [heard for heard in self._heard.values() if heard.status == 200]
         return Capabilities(
             thought=thought,
             text=text,
             quirks=self._quirks,
-            echoes="echoes" in (self._verdicts.get((thought or "", True)), self._verdicts.get((text, False))),
-            has_usage=any(heard.has_usage for heard in replies) if replies else None,
+            echoes="echoes"
+            in (self._verdicts.get((thought or "", True)), self._verdicts.get((text or "", False))),
+            has_usage=self._had_usage or any(heard.has_usage for heard in replies)
+            if replies
+            else self._had_usage,
             findings=tuple(
                 (f"{name}+think" if thinking else name, verdict)
                 for (name, thinking), verdict in self._verdicts.items()
@@ -259,6 +301,18 @@ class _Survey:
         return documented or next((name for name in order if name in accepted), INSTRUCT.name)
 
 
+def _verdicts_of(found: Capabilities) -> dict[tuple[str, bool], Verdict]:
+    """As they were found; of what is not known any more, nothing."""
+    names = {_EVERY_FLAG.name, *(dialect.name for dialect in DIALECTS)}
+    verdicts: dict[tuple[str, bool], Verdict] = {}
+    for finding, said in found.findings:
+        name = finding.removesuffix("+think")
+        for verdict in _VERDICTS:
+            if said == verdict and name in names:
+                verdicts[name, name != finding] = verdict
+    return verdicts
+
+
 def _needs(dialect: Dialect) -> set[str]:
     """What a row can't do without."""
     needs = {dialect.path, *(name for name, _ in dialect.flags)}
@@ -280,7 +334,7 @@ def _verdict(dialect: Dialect, opening: str, answer: str, heard: Heard) -> Verdi
         seam = Seam(answer, dialect=dialect, opening=opening)
         said = seam.push(said) + seam.flush()
     words = _words(said)
-    if re.match(r"g(\W+h\b|\W*\Z)", words):
+    if _GOES_ON.match(words):
         return "continues"
     if words.startswith(END_THINK):
         return "leaked"

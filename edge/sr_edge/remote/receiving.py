@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,6 +17,9 @@ from sr_edge.remote.sse import ServerSentEvent, SseDecoder, SseLimitError
 from sr_edge.split import Fault, Outcome
 
 MAX_TEXT = 64 << 10  # characters of one span
+
+_BEGINS_STREAM = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry|error)?:")
+_SURE = 9  # bytes: a byte order mark and `event:`
 
 
 class WrappedError(Exception):
@@ -61,9 +66,9 @@ class Receiving:
         if self._headers.get("content-encoding", "identity") != "identity":
             raise self._failed("sent a compressed reply, which was not asked for", "refused")
         try:
-            if kind == "application/json":
+            if kind == "application/json" and not self._is_stream():
                 self._read_whole()
-            elif kind in ("text/event-stream", ""):
+            elif kind in ("application/json", "text/event-stream", ""):
                 self._read_stream()
             if kind not in ("application/json", "text/event-stream") and not self._num_events:
                 line = f"answered with {kind or 'a page'}, not with a stream of events"
@@ -91,6 +96,16 @@ class Receiving:
     def is_complete(self) -> bool:
         """The server, too, has nothing more to say, as far as can be known."""
         return self._reader.is_complete and not self._reader.left_thought
+
+    def _is_stream(self) -> bool:
+        """Whether what is called JSON is a stream of events: no JSON begins like one."""
+        beginning = b""
+        for chunk in self._chunks:
+            beginning += chunk
+            if b":" in beginning or len(beginning.lstrip()) >= _SURE or len(beginning) >= 100 * _SURE:
+                break
+        self._chunks = itertools.chain([beginning] if beginning else [], self._chunks)
+        return bool(_BEGINS_STREAM.match(beginning))
 
     def _read_stream(self) -> None:
         decoder = SseDecoder()
@@ -150,9 +165,12 @@ class Receiving:
             raise WrappedError
 
     def _outcome(self) -> Outcome:
+        """`stop` only where the server has said that it was done. Where it has closed the thought that we
+        continue and writes on, it is we who end there: `cap`, as where it writes more than a span may have.
+        """
         reader = self._reader
         return Outcome(
-            reader.finished or "stop",
+            reader.finished or ("stop" if reader.done else "cap"),
             prompt_tokens=reader.prompt_tokens,
             completion_tokens=reader.completion_tokens,
         )

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from sr_edge.remote.seam import Seam
 from sr_edge.remote.sse import ServerSentEvent
 
-CLOSE_THINK = "</think>"
 DONE = "[DONE]"
 
 _DONE = frozenset(
@@ -28,6 +27,9 @@ _FAILED = {
     "insufficient_system_resource": "the remote ran out of resources",
 }
 """Finish reasons. What is in none of the three is a failure too: tool calls, and what we don't know."""
+
+MAX_TOKENS_SAID = 10**9
+"""A larger count of tokens can't be meant."""
 
 
 class ReplyError(Exception):
@@ -60,19 +62,22 @@ class ReplyReader:
         self.done = False
         """`[DONE]` was seen."""
         self.left_thought = False
-        """The thought that we continue was closed: what the server goes on to write is not our span's."""
+        """The thought that we continue was closed: what the server goes on to write is not our span's, and
+        whether the reply will be whole is not known."""
         self.model: str | None = None
         """The one that answers, as the reply names it. It need not be the one that was asked."""
         self.fingerprint: str | None = None
         """What the server signs with."""
         self.has_reasoned = False
         """There was reasoning in a field of its own."""
-        self._last_id = ""
+        self._last = ("", "")  # id and data of the last event
+        self._ids_differ = True  # from event to event, as far as was seen
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
 
     @property
     def is_complete(self) -> bool:
+        """Nothing more of the span's text can come."""
         return self.done or self.left_thought or self.finished is not None
 
     def push(self, event: ServerSentEvent) -> str | None:
@@ -84,9 +89,8 @@ class ReplyReader:
         data = event.data.strip()
         if not data or self.done or self.left_thought:
             return None
-        if event.id and event.id == self._last_id:
-            return None  # sent twice. Equal text is no sign of that: "ha ha"
-        self._last_id = event.id
+        if self._is_sent_twice(event):
+            return None
         if data == DONE:
             self.done = True
             return None
@@ -111,7 +115,7 @@ class ReplyReader:
         try:
             if choice.get("error"):
                 raise ReplyError(_reported(choice))
-            self._read_finish(choice.get("finish_reason"))
+            self._read_finish(finish_reason(choice))
         except ReplyError as failed:
             failed.text = (text or "") + self.flush()
             raise
@@ -122,6 +126,14 @@ class ReplyReader:
         text = self._seam.flush() if self._seam is not None else ""
         self.characters += len(text)
         return text
+
+    def _is_sent_twice(self, event: ServerSentEvent) -> bool:
+        """Equal text alone is no sign of that ("ha ha"), nor is an id that the server gives to all events."""
+        before, self._last = self._last, (event.id, event.data)
+        if not event.id or event.id != before[0]:
+            return False
+        self._ids_differ = self._ids_differ and event.data == before[1]
+        return self._ids_differ
 
     def _read_text(self, choice: Mapping[str, Any]) -> str | None:
         part = choice.get("delta") or choice.get("message")
@@ -148,8 +160,8 @@ class ReplyReader:
     def _join(self, text: str) -> str:
         return text if self._seam is None else self._seam.push(text)
 
-    def _read_finish(self, reason: object) -> None:
-        if not isinstance(reason, str) or not reason or self.finished is not None:
+    def _read_finish(self, reason: str | None) -> None:
+        if reason is None or self.finished is not None:
             return
         name = reason.lower()
         if name in _DONE:
@@ -157,13 +169,19 @@ class ReplyReader:
         elif name in _CUT:
             self.finished = "cap"
         else:
-            shown = plain_line(reason, limit=60)
+            shown = plain_line(reason)
             raise ReplyError(_FAILED.get(name, f"the remote ended with finish reason {shown!r}"))
 
     def _read_usage(self, usage: object) -> None:
         if isinstance(usage, Mapping):
             self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
             self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
+
+
+def finish_reason(choice: Mapping[str, Any]) -> str | None:
+    """As the choice gives it. Some servers write the word null where none is meant."""
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) and reason and reason.lower() != "null" else None
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
@@ -236,7 +254,9 @@ def _text(value: object) -> str:
 
 
 def _count(value: object, before: int | None) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else before
+    if not isinstance(value, int) or isinstance(value, bool):
+        return before
+    return value if 0 <= value <= MAX_TOKENS_SAID else before
 
 
 def _first_choice(choices: object) -> Mapping[str, Any] | None:

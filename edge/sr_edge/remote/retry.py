@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from datetime import MAXYEAR
 from email.utils import parsedate_tz
 
-MAX_WAIT = 120.0
-"""Seconds: whatever a server demands, it is not left alone for longer."""
+MAX_DEMAND = 120.0
+"""Seconds: a server that demands a longer wait is taken to demand this."""
+
+MAX_PAUSE = 2.0
+"""Seconds before the one retry of a span. Rather than wait for longer, the small model goes on at once."""
 
 
 def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
-    """What the server asks for, from 0 to `MAX_WAIT`; None if it asks for nothing that makes sense.
+    """What the server asks for, from 0 to `MAX_DEMAND`; None if it asks for nothing that makes sense.
 
     Args:
         headers: names in lower case.
@@ -25,16 +28,16 @@ def seconds_to_wait(headers: Mapping[str, str], now: float) -> float | None:
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return min(milliseconds / 1000, MAX_WAIT)
+        return min(milliseconds / 1000, MAX_DEMAND)
     value = headers.get("retry-after")
     seconds = _number(value)
     if seconds is None and value is not None:
         seconds = _seconds_until(value, now)
-    return None if seconds is None else min(seconds, MAX_WAIT)
+    return None if seconds is None else min(seconds, MAX_DEMAND)
 
 
 def pause(demanded: float | None, jitter: float, remaining: float) -> float | None:
-    """Seconds until the one retry; None if there is no time for it.
+    """Seconds until the one retry, `MAX_PAUSE` at most; None if there is no time for it.
 
     Args:
         demanded: by the server.
@@ -42,7 +45,7 @@ def pause(demanded: float | None, jitter: float, remaining: float) -> float | No
         remaining: seconds that the span's first content may still take. Half of them are left to the answer.
     """
     wait = demanded or 0.1 + 0.4 * jitter
-    return wait if wait <= remaining / 2 else None
+    return wait if wait <= min(MAX_PAUSE, remaining / 2) else None
 
 
 def _number(value: str | None) -> float | None:
@@ -61,4 +64,4 @@ def _seconds_until(value: str, now: float) -> float | None:
     try:
         return max(0.0, timegm(date[:6]) - (date[9] or 0) - now)
     except (ValueError, OverflowError):
-        return MAX_WAIT if date[0] > MAXYEAR else None
+        return MAX_DEMAND if date[0] > MAXYEAR else None

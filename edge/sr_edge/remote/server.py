@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -109,9 +111,9 @@ class Server:
             headers["Authorization"] = f"Bearer {'***' if is_shown else self._key}"
         return headers
 
-    def safe_line(self, text: str) -> str:
-        """A message that may quote the server, as one harmless line without the key."""
-        return plain_line(text if self._key is None else text.replace(self._key, "***"))
+    def safe_line(self, text: str, limit: int = 300) -> str:
+        """Whatever may quote the server, as one harmless line without the key."""
+        return plain_line(text if self._key is None else _without(self._key, text), limit)
 
     def take_line(self) -> Line:
         """The kept line, now the caller's alone, or a new one.
@@ -142,3 +144,34 @@ class Server:
             line, self._kept = self._kept, None
         if line is not None:
             line.close()
+
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Mn", "Me"})
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols by their category, and yet nothing to be seen
+_MIN_PIECE = 6  # characters of a key at the end of a text that was cut
+
+
+def _without(key: str, text: str) -> str:
+    """The text without the key as it stands, as JSON or a URL may spell it, or with what is invisible in it;
+    and without its beginning at the very end, where it was cut."""
+    seen = [at for at, c in enumerate(text) if unicodedata.category(c) not in _INVISIBLE and c not in _BLANK]
+    visible = "".join(text[at] for at in seen)
+    pieces, end = [], 0
+    for match in re.finditer("".join(map(_spellings, key)), visible):
+        pieces += [text[end : seen[match.start()]], "***"]
+        end = seen[match.end() - 1] + 1
+    rest = text[end:]
+    tail = rest.rstrip("\u2026\"' ).]}")
+    cut = next((n for n in range(len(key) - 1, _MIN_PIECE - 1, -1) if tail.endswith(key[:n])), 0)
+    return "".join([*pieces, f"{tail[:-cut]}***" if cut else rest])
+
+
+def _spellings(character: str) -> str:
+    """A pattern for one character of a key."""
+    code = f"{ord(character):02x}"
+    escaped = rf"(?i:\\{{1,4}}(?:u00|x){code}|%{code})"
+    return (
+        rf"(?:{escaped}|\\{{1,4}})"
+        if character == "\\"
+        else rf"(?:\\{{0,4}}{re.escape(character)}|{escaped})"
+    )
