@@ -129,7 +129,7 @@ class Outcome:
     """How a remote stream ended: by itself, or by failing. A failure is data, not an exception."""
 
     end: Literal["stop", "cap", "stalled", "error"]
-    """`stop`: it said that it was done; `cap`: it reached `max_tokens`, or what follows is none of the span's."""
+    """`stop`: it said that it was done; `cap`: it reached `max_tokens`, or left what it was to continue."""
     error: str | None = None
     """One line that a user can act on; None if nothing failed."""
     prompt_tokens: int | None = None

@@ -1469,7 +1469,8 @@ def test_urls_with_and_without_a_path(url, base):
     "url",
     [
         "", "h:8080", "ftp://h", "file:///etc/passwd", "http://", "http:///v1", "http://h:99999", "http://h:x",
-        "http://a..b", "http://" + "a" * 64, "http://h/v1?key=canary", "http://h#canary", "http://canary@h", "http://u:canary@h/v1", "http://u:canary",
+        "http://a..b", "http://" + "a" * 64,
+        "http://h/v1?key=canary", "http://h#canary", "http://canary@h", "http://u:canary@h/v1", "http://u:canary",
     ],
 )  # fmt: skip
 def test_urls_that_cannot_be_meant_are_refused(url):

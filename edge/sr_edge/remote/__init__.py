@@ -3,7 +3,7 @@
 `endpoint` asks an OpenAI-compatible server over HTTP. What must be known for that:
 
     dialects   by which convention, of those that there are      probe      which of them a server understands
-    seam       what of a reply reads on from the answer          reply      what a reply says, read from `sse`
+    seam       what of a reply reads on (its steps in `seams`)   reply      what a reply says, read from `sse`
     failure    what a failure means                              retry      whether to ask once more
     overflow   what to leave out where there is too much         known      what was found out in earlier runs
 

@@ -212,9 +212,10 @@ The answer so far stands between <{name}> and </{name}>. It breaks off where </{
 </{name}>
 
 Continue it from exactly there, seamlessly. Write only what comes next, from the middle of a sentence or a \
-formula if that is where it breaks off. Repeat and summarise nothing of it, write no preamble, no comment \
-and no closing summary, and put neither quotation marks nor a code fence around it. Write as much as the \
-next step needs and then stop."""
+formula if that is where it breaks off. If it breaks off inside a word or a number, begin with that whole \
+word or number. Repeat and summarise nothing else of it, write no preamble, no comment and no closing \
+summary, and put neither quotation marks nor a code fence around it. Write as much as the next step needs \
+and then stop."""
 _ASKED_THINKING = " These are working notes, not yet the answer to the user: go on working in the same voice."
 
 

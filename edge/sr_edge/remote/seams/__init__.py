@@ -1,0 +1,1 @@
+"""The steps that a `seam` is made of."""
