@@ -235,7 +235,7 @@ class Account:
         self._answer = Spent()
 
     def allowance(self, request: SpanRequest) -> int | str:
-        if request.span == 1:
+        if request.is_first:
             self.begin_answer()
         return self._meter.allowance(request, answer=self._answer, today=self._ledger.spent())
 

@@ -5,8 +5,10 @@
     ├── ModelError          4     a model file is missing or unusable
     │   └── MarkerError     4     its markers are not what its metadata says
     ├── RemoteError         3     the large model failed where no fallback was allowed
+    ├── HistoryError        1     (`store`) the history cannot be read or written
     └── GenerationError     1     the local model could not go on
-        └── ContextFullError 1    the context has no room left
+        ├── ContextFullError 1    the context has no room left
+        └── StoppedError     1    its user stopped it in the middle of a step
 
 Every message says what happened and what mends it. Standard library only.
 """
@@ -41,4 +43,8 @@ class GenerationError(EdgeError):
 
 
 class ContextFullError(GenerationError):
+    pass
+
+
+class StoppedError(GenerationError):
     pass

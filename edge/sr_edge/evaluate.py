@@ -20,8 +20,9 @@ from typing import Any, Literal
 from sr_edge.errors import RemoteError
 from sr_edge.events import Event, LocalToken
 from sr_edge.extract import last_boxed, split_reasoning
+from sr_edge.policy import Dial
 from sr_edge.session import Session
-from sr_edge.split import Message, Policy, Schedule
+from sr_edge.split import Message, Schedule
 from sr_edge.suites.demo import Problem, is_correct
 from sr_edge.transcript import Transcript, fold
 
@@ -32,7 +33,7 @@ ARMS: tuple[Arm, ...] = ("split", "local", "big", "random")
 CHUNK = 10
 """Tokens of a span of the random baseline, as in the paper."""
 
-_POLICIES: dict[Arm, Policy] = {"split": "auto", "local": "local", "big": "remote", "random": "auto"}
+_POLICIES: dict[Arm, Dial] = {"split": "auto", "local": "local", "big": "remote", "random": "auto"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,11 @@ def answers(
     Raises:
         RemoteError: the large model failed in an arm that is nothing without it.
     """
+    session.dial = _POLICIES[arm]
     for problem in problems:
         began = time.perf_counter()
         events = list(
-            session.answer(
-                [Message("user", problem.question)],
-                policy=_POLICIES[arm],
-                schedule=schedule,
-                cancelled=cancelled,
-            )
+            session.answer([Message("user", problem.question)], schedule=schedule, cancelled=cancelled)
         )
         if cancelled():
             return

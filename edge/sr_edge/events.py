@@ -4,7 +4,8 @@ Every consumer (terminal, log, replay, evaluation, training) reads this one stre
 
 * one `Started` first, one `Finished` last; spans are numbered from 1, never nested, always closed;
 * the joined texts of `LocalToken` and `SpanDelta` are the visible answer; no event is ever retracted;
-* the ids of `Started`, `LocalToken` and `SpanClosed`, in order, are exactly the local KV cache;
+* the ids of `Started`, `LocalToken` and `SpanClosed`, in order, are exactly the local KV cache (or begin with
+  it, where the user stopped while an earlier answer was being read again);
 * every `LocalToken` was sampled by the local model, and no id in `SpanClosed` was.
 
 A span is announced (`SpanOpened`) before anything is sent. The ids of the opening marker follow as
@@ -22,10 +23,11 @@ from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-VERSION = 1
+VERSION = 2
+"""1 knew no span that the user asked for."""
 
-Trigger = Literal["marker", "policy", "random"]
-"""Who asked for the span: the small model's marker, the user's policy, or the random baseline."""
+Trigger = Literal["marker", "policy", "random", "user"]
+"""Who asked for the span: the small model's marker, the user's policy, the random baseline, or the user."""
 
 End = Literal[
     "handback",  # the small model wanted the pen
@@ -106,7 +108,8 @@ class SpanClosed:
     kind: ClassVar[str] = "span_closed"
     span: int
     ids: tuple[int, ...]
-    """Now in the local KV cache: the span's text and the closing marker."""
+    """Now in the local KV cache: the span's text and the closing marker. Where the user asked, the opening
+    one comes before."""
     end: End
     tokens: int = 0
     """Local tokens of the span's text, without the closing marker."""

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sr_edge.errors import ContextFullError, GenerationError, ModelError, UsageError
+from sr_edge.errors import ContextFullError, GenerationError, ModelError, StoppedError, UsageError
 from sr_edge.vocabulary import Vocabulary
 
 BATCH: Final = 512
@@ -29,6 +29,8 @@ OUTPUTS: Final = 32
 SEQUENCES: Final = 4
 
 KvType = Literal["f16", "q8_0"]
+
+_ABORTED = 2  # what `llama_decode` returns
 
 _SMALL_MODEL = 64 << 20
 """Bytes of weights below which threads wait for each other longer than they compute."""
@@ -151,12 +153,23 @@ class Llama:
         except BaseException:
             self.close()
             raise
+        self._stop = _StopFlag(api)
+        self._stop.attach(handles.context)
         self.context_size = min(self.context_size, api.llama_n_ctx(handles.context))
         self._max_batch = min(BATCH, api.llama_n_batch(handles.context))
         self._batch = _Batch(api)
         self._row_type = ctypes.c_float * self.vocabulary.size
         self.decodes = 0
         """How often `decode` was called: logits are those of the last call."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """While it is set, from any thread, `decode` computes nothing more. Cleared by whoever set it."""
+        return self._stop.is_set
+
+    @is_stopped.setter
+    def is_stopped(self, value: bool) -> None:
+        self._stop.is_set = value
 
     def close(self) -> None:
         self._finalizer()
@@ -166,6 +179,7 @@ class Llama:
 
         Raises:
             ContextFullError, GenerationError: what the sequence holds is then known to `length` alone.
+            StoppedError: likewise, because of `is_stopped`.
         """
         context = self._handles.open_context()
         if not 0 < len(ids) <= self._max_batch:
@@ -182,6 +196,8 @@ class Llama:
             raise ContextFullError(
                 f"the context of {self.context_size} tokens is full: ask with a larger one, or start anew"
             )
+        if result == _ABORTED or (result != 0 and self.is_stopped):
+            raise StoppedError("stopped")
         if result != 0:
             reason = self._library.complaint(f"error {result}")
             raise GenerationError(f"llama.cpp could not go on: {reason}: try again with a smaller context")
@@ -311,6 +327,32 @@ def _checked(sequence: int) -> int:
     if not 0 <= sequence < SEQUENCES:  # -1 would mean all of them
         raise ValueError("this branch is closed" if sequence < 0 else f"there is no sequence {sequence}")
     return sequence
+
+
+class _StopFlag:
+    """One byte that llama.cpp looks at between two steps of its graph, some hundred times for each token.
+
+    A function of ours would need the interpreter each time, and slow down every token. The C library has one
+    that does: `atoi` reads "0" or "1" where the flag stands.
+    """
+
+    def __init__(self, api: ModuleType) -> None:
+        self._api = api
+        self._text = ctypes.create_string_buffer(b"0")
+        read_flag = ctypes.CDLL("msvcrt" if os.name == "nt" else None).atoi
+        self._read_flag = ctypes.cast(read_flag, api.ggml_abort_callback)
+
+    def attach(self, context: Any) -> None:
+        """The flag must live as long as the context."""
+        self._api.llama_set_abort_callback(context, self._read_flag, ctypes.cast(self._text, ctypes.c_void_p))
+
+    @property
+    def is_set(self) -> bool:
+        return self._text.value == b"1"
+
+    @is_set.setter
+    def is_set(self, value: bool) -> None:
+        self._text[0] = b"1" if value else b"0"
 
 
 class _Batch:

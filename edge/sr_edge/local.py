@@ -20,16 +20,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sr_edge import template
-from sr_edge.errors import ContextFullError, GenerationError, MarkerError, ModelError, UsageError
+from sr_edge.errors import (
+    ContextFullError,
+    GenerationError,
+    MarkerError,
+    ModelError,
+    StoppedError,
+    UsageError,
+)
 from sr_edge.gguf_header import Header, read_header
 from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
-from sr_edge.split import Message, Prompt, Sampled
+from sr_edge.split import NO_BIAS, Message, Prompt, Sampled
 from sr_edge.vocabulary import Vocabulary
 
 _NUM_SEEDS = 0xFFFFFFFF  # this one itself means "random" to llama.cpp
 _NO_LOGITS = (-1, 0)
 _CLOSED = -1
+_FEW = 16
+"""Ids that are decoded with what follows them, after a stop: a marker is no longer."""
 
 _CLOSE_BEGINNINGS = {spelling[:n] for spelling in CLOSE_SPELLINGS for n in range(2, len(spelling) + 1)}
 _BEGINS_CLOSE = re.compile(
@@ -184,9 +193,10 @@ class LlamaLocal:
     def is_end(self, id: int) -> bool:
         return self._model.vocabulary.is_end(id)
 
-    def sample(self, banned: Collection[int] = ()) -> Sampled:
+    def sample(self, banned: Collection[int] = (), logit_bias: Mapping[int, float] = NO_BIAS) -> Sampled:
         """Raises:
         ContextFullError: there is no room for the token; nothing was sampled.
+        StoppedError: see `stop`; nothing was sampled.
         """
         self._check_open()
         if self.room < 1:
@@ -195,12 +205,15 @@ class LlamaLocal:
         logits = self._llama.logits()
         log_z = self._model.log_normaliser(logits)
         forbidden = [self._model.vocabulary.check(id) for id in banned]
-        before = logits[forbidden]
+        biased = [self._model.vocabulary.check(id) for id in logit_bias]
+        changed = [*biased, *forbidden]
+        before = logits[changed]
+        logits[biased] += np.fromiter(logit_bias.values(), np.float32, len(biased))
         logits[forbidden] = -math.inf
         try:
             id = int(logits.argmax()) if self._greedy else self._llama.sample()
         finally:
-            logits[forbidden] = before  # they may be sampled from again, after a rewind
+            logits[changed] = before  # they may be sampled from again, after a rewind
         if id in forbidden:
             raise GenerationError("every token is forbidden here: allow one")
         self._ids.append(id)
@@ -210,6 +223,8 @@ class LlamaLocal:
         """Raises:
         ContextFullError: they do not fit; nothing was fed.
         GenerationError: llama.cpp failed; nothing was fed.
+        StoppedError: see `stop`; nothing was fed. (A marker is taken even so: like a sampled token it is
+            decoded with what follows it, and no cache ends inside a span.)
         """
         self._check_open()
         if not ids:
@@ -220,7 +235,13 @@ class LlamaLocal:
             )
         before = len(self._ids)
         self._ids += ids
-        return self._decode(before, probe=probe)
+        try:
+            return self._decode(before, probe=probe)
+        except StoppedError:
+            if probe or len(ids) > _FEW:
+                raise
+            self._ids += ids
+            return []
 
     def rewind(self, n: int) -> None:
         """Keep the first `n` ids. To sample there again, at most one token is decoded again."""
@@ -267,6 +288,17 @@ class LlamaLocal:
         self._ids[:] = branch._ids
         self._decoded, self._logits_of = branch._decoded, branch._logits_of
         branch.close()
+
+    def stop(self) -> None:
+        """From any thread: whatever the model computes ends at once with a `StoppedError`, until `go_on`.
+
+        The cursor is then as before the call that was stopped.
+        """
+        self._llama.is_stopped = True
+
+    def go_on(self) -> None:
+        """Undo `stop`."""
+        self._llama.is_stopped = False
 
     def close(self) -> None:
         """Of the model itself: its branches close with it."""

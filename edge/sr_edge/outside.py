@@ -5,11 +5,11 @@ Nothing here opens a socket; the first span does, if the gate lets it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sr_edge.budget import Account, Budget, Ledger, Meter
+from sr_edge.budget import Account, Budget, Ledger, Meter, Price, Spent
 from sr_edge.files import cache_dir, state_dir
 from sr_edge.policy import MAX_SPANS, Breaker, SpanGate
 from sr_edge.remote import known
@@ -17,11 +17,12 @@ from sr_edge.remote.deadlines import Deadlines
 from sr_edge.remote.egress import Door
 from sr_edge.remote.endpoint import Endpoint
 from sr_edge.remote.rehearsal import Rehearsal
-from sr_edge.split import LocalModel, RemoteModel
+from sr_edge.split import LocalModel, Message, RemoteModel
 
 if TYPE_CHECKING:
     from sr_edge.config import RemoteConfig
     from sr_edge.redact import Redactor
+    from sr_edge.remote.endpoint import Preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,31 @@ class Terms:
 class Outside:
     """The large model as the decoder sees it, the gate before it, and what the user is told of both."""
 
+    price: Price | None
+    ledger: Ledger
+
     model: RemoteModel
     gate: SpanGate
     endpoint: Endpoint
     door: Door
     redactor: Redactor | None
     rehearsal: Rehearsal | None
+
+    def spent_today(self) -> Spent:
+        """On all remotes."""
+        return self.ledger.spent()
+
+    def preview(self, messages: Sequence[Message], answer: str, max_tokens: int) -> Preview:
+        """What a span would send first, as it would leave. Opens nothing."""
+        rehearsal = Rehearsal(self.endpoint)
+        model: RemoteModel = rehearsal
+        if self.redactor is not None:
+            from sr_edge.redact import Redacting
+
+            model = Redacting(rehearsal, self.redactor)
+        model.stream(messages, answer, max_tokens).close()
+        assert rehearsal.preview is not None
+        return rehearsal.preview
 
     def go_offline(self) -> None:
         """For good and from any thread: a span that is being written is hung up on, no other leaves."""
@@ -107,9 +127,9 @@ def reach(
         if not is_named:
             way = "set it up with `sr-edge remote add`"
         warn(f"the budget in dollars does not count: no prices are set for {remote.name}: {way}")
+    ledger = Ledger(state_dir(environ) / "spent.json")
     purse = None
     if rehearsal is None:
-        ledger = Ledger(state_dir(environ) / "spent.json")
         purse = Account(Meter(budget, remote.price), ledger, remote.name, warn=warn)
     gate = SpanGate(
         offline=terms.offline,
@@ -118,4 +138,4 @@ def reach(
         breaker=Breaker(knock=endpoint.knock),
         purse=purse,
     )
-    return Outside(model, gate, endpoint, door, redactor, rehearsal)
+    return Outside(remote.price, ledger, model, gate, endpoint, door, redactor, rehearsal)

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import Literal, Protocol
 
 from sr_edge.events import End
-from sr_edge.split import Grant, Outcome, Refusal, SpanRequest
+from sr_edge.split import Gate, Grant, Outcome, Refusal, SpanRequest
+
+Dial = Literal["auto", "ask", "local", "remote"]
+"""`split.Policy`, and `ask`: as `auto`, but the user sees what would leave, and decides."""
+
+Consent = Callable[[SpanRequest], bool]
+"""Asks the user; waits as long as it takes."""
 
 MAX_SPANS = 12
 """Of one answer. A text that makes the small model ask again and again costs no more than this."""
@@ -59,7 +66,7 @@ class SpanGate:
         self._left = 0  # spans of this answer that were let through
 
     def admit(self, request: SpanRequest) -> Grant | Refusal:
-        if request.span == 1:
+        if request.is_first:
             self._left = 0
             if self._purse is not None:
                 self._purse.begin_answer()
@@ -88,6 +95,39 @@ class SpanGate:
     def go_offline(self) -> None:
         """For good: no span leaves from now on."""
         self._is_offline = True
+
+
+def nobody(request: SpanRequest) -> bool:
+    """There is nobody to ask."""
+    return False
+
+
+class DialGate:
+    """The user's dial before another gate. It may be turned from any thread while an answer is written."""
+
+    def __init__(self, inner: Gate | None, *, dial: Dial, leaves: bool, consent: Consent = nobody) -> None:
+        """Args:
+        inner: None lets every span leave.
+        leaves: whether anything leaves this machine; if not, nobody is asked.
+        """
+        self._inner = inner
+        self._leaves = leaves
+        self.dial: Dial = dial
+        self.consent = consent
+
+    def admit(self, request: SpanRequest) -> Grant | Refusal:
+        if self.dial == "local":
+            return Refusal("declined", "local: nothing leaves this machine")
+        decision = self._inner.admit(request) if self._inner else Grant(request.max_tokens)
+        if not isinstance(decision, Grant) or not self._leaves or self.dial != "ask":
+            return decision
+        if self.consent(replace(request, max_tokens=decision.max_tokens)):
+            return decision
+        why = "nobody was there to ask" if self.consent is nobody else "you kept it here"
+        return Refusal("declined", f"ask: {why}")
+
+    def report(self, request: SpanRequest, end: End, outcome: Outcome, tokens: int) -> float | None:
+        return self._inner.report(request, end, outcome, tokens) if self._inner else None
 
 
 class Breaker:

@@ -13,9 +13,11 @@ import codecs
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
+from sr_edge.errors import GenerationError, StoppedError
 from sr_edge.markers import CLOSE_SPELLINGS, Markers
 
 HOLD = 2
@@ -113,7 +115,11 @@ class SpanReader:
         stop = self._last_allowed(ends, same)
         if same < len(fed):
             self._cache.rewind(self._window_at + same)
-        closes = self._cache.feed(certain[same:stop], probe=True)
+        try:
+            closes = self._cache.feed(certain[same:stop], probe=True)
+        except GenerationError:
+            self._cache.feed(fed[same:])  # it was shown
+            raise
         for n, close in enumerate(closes, start=same):
             at = ends[n]
             if at is None or at <= self._shown:
@@ -163,7 +169,7 @@ class SpanReader:
     def _would_close(self, at: int) -> bool:
         """Text form: decode greedily from cache position `at` and see whether a close marker comes."""
         written = b""
-        with self._cache.fork(at) as branch:
+        with self._cache.fork(at) as branch, suppress(StoppedError):
             for _ in range(_CONFIRM_TOKENS):
                 written += self._cache.piece(branch.sample().id)
                 text = written.decode("utf-8", "replace").lstrip(_MAY_PRECEDE)

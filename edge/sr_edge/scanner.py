@@ -39,6 +39,9 @@ class Scanner(Protocol):
     def restart(self) -> None:
         """Other text follows what was scanned so far."""
 
+    def resume(self, written: bytes) -> None:
+        """As `restart`; but these bytes, which were shown before, may end inside a character."""
+
 
 def scanner_for(markers: Markers | None) -> Scanner:
     if markers is not None and markers.form == "text":
@@ -62,6 +65,10 @@ class TokenScanner:
 
     def restart(self) -> None:
         self._utf8.reset()
+
+    def resume(self, written: bytes) -> None:
+        self.restart()
+        self._utf8.decode(written)
 
 
 class TextScanner:
@@ -93,6 +100,10 @@ class TextScanner:
     def restart(self) -> None:
         self._utf8.reset()
         self._held = []
+
+    def resume(self, written: bytes) -> None:
+        self.restart()
+        self._utf8.decode(written)
 
 
 def _text(tokens: Sequence[Token]) -> str:

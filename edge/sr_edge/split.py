@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, Protocol, Self
 
 from sr_edge.draft import Draft
-from sr_edge.errors import ContextFullError, GenerationError
+from sr_edge.errors import ContextFullError, GenerationError, StoppedError
 from sr_edge.events import (
     End,
     Event,
@@ -29,6 +30,7 @@ from sr_edge.events import (
     Trigger,
 )
 from sr_edge.markers import MarkerFilter, Markers
+from sr_edge.past import Past
 from sr_edge.reading import Read, SpanReader, common_length
 from sr_edge.scanner import Token, scanner_for
 
@@ -60,6 +62,9 @@ class Sampled:
     logprob: float
 
 
+NO_BIAS: Mapping[int, float] = MappingProxyType({})
+
+
 class LocalModel(Protocol):
     """A cursor over one KV cache.
 
@@ -87,8 +92,12 @@ class LocalModel(Protocol):
     def is_end(self, id: int) -> bool:
         """Whether the token ends the answer."""
 
-    def sample(self, banned: Collection[int] = ()) -> Sampled:
-        """Sample a token and append it; tokens in `banned` have probability 0 in this step."""
+    def sample(self, banned: Collection[int] = (), logit_bias: Mapping[int, float] = NO_BIAS) -> Sampled:
+        """Sample a token and append it; tokens in `banned` have probability 0 in this step.
+
+        Args:
+            logit_bias: by token, added to its logit before it is sampled; `logprob` stays the model's own.
+        """
 
     def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
         """Prefill ids. With `probe`: for each of them, log p that a closing marker (or, in text form, a
@@ -172,13 +181,21 @@ class SpanRequest:
     """A span that wants to leave. Counts are of this answer so far, in local tokens."""
 
     span: int
-    """Its number; 1 begins a new answer."""
+    """Its number in the answer."""
     sent_tokens: int
     """Prompt and answer so far: what would be sent."""
     local_tokens: int
     remote_tokens: int
     max_tokens: int
     """The most that it may become."""
+    taken_over: int = 0
+    """Spans of the answer that were written before: this one is the first of a run if it follows them."""
+    answer: str = ""
+    """The visible text so far, as it would be sent."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.span == self.taken_over + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,19 +240,54 @@ class Limits:
 Policy = Literal["auto", "local", "remote"]
 """Who writes: both, as the small model asks; the small model alone; the large model alone."""
 
+First = Literal["local", "remote"]
+"""Who writes on where an earlier answer is taken over: not the large model, or the large model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What the user may change while an answer is written."""
+
+    asks: bool = True
+    """Whether the small model may ask for help."""
+    bias: float = 0.0
+    """Added to the logit of the opening marker, where that is one token: above 0 it asks more often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is under way where no event tells."""
+
+    doing: Literal["reading", "catching up"]
+    """Reading the prompt, in tokens; or what a span brought faster than it can be read, in characters."""
+    done: int
+    total: int
+
+
 Schedule = Callable[[int], int | None]
 """The random baseline: from the number of tokens so far to the size of a span to open here, or None."""
 
+_ASKED: frozenset[Trigger] = frozenset({"marker", "user"})  # the small model takes the pen back by itself
+
 _FULL = "the context is full: ask something shorter, or use a model with a larger context"
 _PREFILL_CHUNK = 256  # prompt tokens between two looks at `cancelled`
-_POLL = 0.05  # seconds between two looks at `cancelled` while the remote is silent
+_POLL = 0.02  # seconds between two looks at `cancelled` while the remote is silent
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
 _GRACE = 0.05  # seconds that the remote has left once the small model can write no more without it
 _PATIENCE = 4.0  # seconds without a word, from which on that is held against the remote
+_MUCH = 200  # characters that arrive at once: to read them takes longer than a look
 
 
 def _never() -> bool:
     return False
+
+
+def _untold(progress: Progress) -> None:
+    pass
+
+
+def _straight() -> Steering:
+    return Steering()
 
 
 class SplitDecoder:
@@ -250,10 +302,12 @@ class SplitDecoder:
         limits: Limits = Limits(),
         policy: Policy = "auto",
         hedge: bool = False,
+        steer: Callable[[], Steering] = _straight,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         gate: asked before each span; None lets every span leave.
+        steer: looked at before each token.
         hedge: whether the small model writes on, on a branch, until the remote's first text is there.
         clock: seconds, monotonic.
         """
@@ -263,22 +317,32 @@ class SplitDecoder:
         self._limits = limits
         self._policy: Policy = policy
         self._hedge = hedge
+        self._steer = steer
         self._clock = clock
 
     def generate(
         self,
         messages: Sequence[Message],
         *,
+        past: Sequence[Event] = (),
+        first: First | None = None,
         cancelled: Callable[[], bool] = _never,
         schedule: Schedule | None = None,
+        progress: Callable[[Progress], None] = _untold,
     ) -> Iterator[Event]:
         """Answer the conversation; the ids that its prompt shares with the cache are not read again.
 
         Args:
+            past: events of an earlier answer by the same small model, as `past.taken_over` gives them. They
+                come again, after `Started`; then the answer goes on. A span that was cut is closed first.
+                If the user stops before all that is read again, the cache holds the beginning of it.
+            first: who writes on there. None leaves it to the small model.
             cancelled: looked at between tokens and while waiting; the answer so far stays valid.
             schedule: replaces the small model's own decision when to ask.
+            progress: hears of work that no event tells of, while it is done.
         Raises:
             ContextFullError: the prompt does not fit; before any event.
+            ValueError: `past` is no part of an answer; before any event.
         """
         return _Answer(
             self._local,
@@ -287,10 +351,13 @@ class SplitDecoder:
             self._limits,
             self._policy,
             self._hedge,
+            self._steer,
             self._clock,
             tuple(messages),
+            tuple(past),
             cancelled,
-        ).events(schedule)
+            progress,
+        ).events(schedule, first)
 
 
 class _Answer:
@@ -304,9 +371,12 @@ class _Answer:
         limits: Limits,
         policy: Policy,
         hedge: bool,
+        steer: Callable[[], Steering],
         clock: Callable[[], float],
         messages: tuple[Message, ...],
+        past: tuple[Event, ...],
         cancelled: Callable[[], bool],
+        progress: Callable[[Progress], None],
     ) -> None:
         self._local = local
         self._remote = remote
@@ -317,33 +387,43 @@ class _Answer:
         self._clock = clock
         self._messages = messages
         self._cancelled = cancelled
+        self._progress = progress
+        self._past_events = past
+        self._past = Past.of(past)
         self._began = clock()
         self._prompt = local.render(messages)
-        self._prompt_tokens = 0
-        self._text: list[str] = []
-        self._local_tokens = 0
-        self._remote_tokens = 0
-        self._spans = 0
+        self._prompt_tokens = len(self._prompt.ids)
+        self._rest_of_cut = self._ids_after_cut()
+        self._text: list[str] = [self._past.text]
+        self._local_tokens = self._past.local_tokens
+        self._remote_tokens = self._past.remote_tokens
+        self._spans = self._past.spans
         self._read_at = 0.0  # when the prompt was read
-        self._span_seconds = 0.0
+        self._span_seconds = self._past.span_seconds + self._past.cut_seconds
+        self._steer = steer
         self._reason: FinishReason | None = None
         self._error: str | None = None
 
-    def events(self, schedule: Schedule | None) -> Iterator[Event]:
+    def events(self, schedule: Schedule | None, first: First | None) -> Iterator[Event]:
         reused = self._read_prompt()
+        reading = self._now()
         yield Started(
-            prompt_ids=tuple(self._local.ids),
+            prompt_ids=self._prompt.ids if self._past_events else tuple(self._local.ids),
             model=self._local.name,
             big=self._remote.name if self._remote else None,
             reused=reused,
             opening=self._prompt.opening,
-            at=self._now(),
+            at=min(reading, self._past.began) if self._past_events else reading,
         )
-        self._read_at = self._now()
+        self._read_at = reading + self._past.began
+        self._began -= self._past.ended  # its time goes on from there
+        yield from self._past_events
+        if self._past.cut is not None:
+            yield self._close_past(self._past.cut)
         if self._policy == "remote":
             yield from self._remote_answer()
         else:
-            yield from self._local_answer(schedule)
+            yield from self._local_answer(schedule, first)
         seconds = self._now()
         yield Finished(
             reason=self._reason or "error",
@@ -357,33 +437,76 @@ class _Answer:
         )
 
     def _read_prompt(self) -> int:
-        """Bring the cache to the prompt, or to where the user stopped it. Returns how much was there."""
-        ids = self._prompt.ids
-        self._prompt_tokens = len(ids)
+        """Bring the cache to where the answer begins or goes on, or to where the user stopped it.
+
+        Returns how much of the prompt was there.
+        """
+        ids = self._prompt.ids + self._past.ids + self._rest_of_cut
         context = len(self._local.ids) + self._local.room
         if len(ids) + _RESERVE > context:
+            what = "the question and the answer so far are" if self._past_events else "the question is"
             raise ContextFullError(
-                f"the question is {len(ids)} tokens and the context holds {context}: ask something shorter, "
+                f"{what} {len(ids)} tokens and the context holds {context}: ask something shorter, "
                 "or use a model with a larger context"
             )
         reused = common_length(self._local.ids, ids)
         self._local.rewind(reused)
-        for at in range(reused, len(ids), _PREFILL_CHUNK):
-            if self._cancelled():
-                break
-            self._local.feed(ids[at : at + _PREFILL_CHUNK])
-        return reused
+        try:
+            for at in range(reused, len(ids), _PREFILL_CHUNK):
+                if self._cancelled():
+                    break
+                self._progress(Progress("reading", at - reused, len(ids) - reused))
+                self._local.feed(ids[at : at + _PREFILL_CHUNK])
+        except StoppedError:
+            pass  # `cancelled` says so too
+        return min(reused, self._prompt_tokens)
 
-    def _local_answer(self, schedule: Schedule | None) -> Iterator[Event]:
+    def _ids_after_cut(self) -> tuple[int, ...]:
+        """What the cache still lacks of a span that an earlier answer was in when it broke off."""
+        opened, markers = self._past.cut, self._local.markers
+        if opened is None or not (self._past.cut_text or self._past.cut_is_marked):
+            return ()
+        text_ids = tuple(self._local.tokenize(self._past.cut_text))
+        if markers is None or opened.trigger not in _ASKED:
+            return text_ids
+        return (markers.open_ids if opened.trigger == "user" else ()) + text_ids + markers.close_ids
+
+    def _close_past(self, opened: SpanOpened) -> SpanClosed:
+        """End that span; what it had said is kept."""
+        tokens = len(self._local.tokenize(self._past.cut_text))
+        self._remote_tokens += tokens
+        return SpanClosed(
+            span=opened.span,
+            ids=self._rest_of_cut,
+            end="cancelled",
+            tokens=tokens,
+            ttft=self._past.cut_ttft,
+            seconds=self._past.cut_seconds,
+            error="the program ended here",
+            at=self._now(),
+        )
+
+    def _local_answer(self, schedule: Schedule | None, first: First | None) -> Iterator[Event]:
         markers = self._local.markers
-        asks = self._policy == "auto" and self._remote is not None and schedule is None
-        never: frozenset[int] = frozenset()  # markers that mean nothing here
-        if markers is not None and markers.form == "token":
-            never = frozenset(markers.close_ids if asks else markers.open_ids + markers.close_ids)
+        is_token = markers is not None and markers.form == "token"
+        may_ask = self._policy == "auto" and self._remote is not None and schedule is None
         scanner = scanner_for(markers)
-        banned = never
+        scanner.resume(b"".join(map(self._local.piece, self._past.tail)))
+        if self._past.ids and self._local.is_end(self._past.ids[-1]):
+            self._reason = "stop"
+        banned: frozenset[int] = frozenset()  # in the next step
+        is_settled = first is not None  # who writes here: no marker asks again
+        if is_settled and markers is not None:
+            banned = frozenset(markers.open_ids[:1])
+        settled_ids = banned
         may_open = is_scheduled = schedule is not None and self._policy == "auto" and self._remote is not None
         try:
+            is_wanted = first == "remote" and self._remote is not None and self._reason is None
+            if is_wanted and self._budget() >= 1 and not self._cancelled():
+                went_on = yield from self._span("user")
+                if went_on:
+                    scanner.restart()
+                    banned, is_settled = frozenset(), False
             while self._reason is None:
                 if self._cancelled():
                     self._reason = "cancelled"
@@ -397,28 +520,49 @@ class _Answer:
                     may_open = yield from self._span("random", max_tokens=size)
                     scanner.restart()
                 else:
-                    sampled = self._local.sample(banned)
-                    banned = never
+                    steering = self._steer()
+                    asks = may_ask and steering.asks
+                    bias: Mapping[int, float] = NO_BIAS
+                    if markers is not None and is_token:
+                        banned |= frozenset(
+                            markers.close_ids if asks else markers.open_ids + markers.close_ids
+                        )
+                        if asks and steering.bias:
+                            bias = {markers.open_ids[0]: steering.bias}
+                    sampled = self._local.sample(banned, bias)
+                    banned = frozenset()
                     may_open = is_scheduled  # a span that brought nothing is not tried twice in one place
                     scan = scanner.push(sampled.id, sampled.logprob, self._local.piece(sampled.id))
                     for token in scan.released if asks else scan.released + scan.opening:
+                        is_settled = False
                         yield self._wrote(token)
-                    if asks and scan.opening:
+                    if asks and scan.opening and is_settled:  # spelled as text, in a way that wasn't banned
+                        self._local.rewind(len(self._local.ids) - len(scan.opening))
+                        settled_ids |= {scan.opening[0].id}
+                        banned = settled_ids
+                    elif asks and scan.opening:
                         went_on = yield from self._span("marker", opening=scan.opening)
                         if went_on:
                             scanner.restart()
                         else:
-                            banned = never | {scan.opening[0].id}
+                            banned = frozenset({scan.opening[0].id})
                     elif self._local.is_end(sampled.id):
                         self._reason = "stop"
         except GenerationError as error:
             self._fail(error)
-        for token in scanner.flush():
+        held = scanner.flush()
+        if self._reason == "cancelled":  # nobody saw it, and it may yet become a marker
+            self._local.rewind(len(self._local.ids) - len(held))
+            held = ()
+        for token in held:
             yield self._wrote(token)
 
     def _remote_answer(self) -> Iterator[Event]:
         if self._remote is None:
             self._reason, self._error = "error", "no large model to write the answer: name one with --big"
+            return
+        if self._budget() < 1:  # an earlier answer had them all
+            self._reason = "length"
             return
         yield from self._span("policy", max_tokens=self._limits.max_tokens)
 
@@ -437,9 +581,12 @@ class _Answer:
             local_tokens=self._local_tokens,
             remote_tokens=self._remote_tokens,
             max_tokens=min(wanted, self._budget() - len(opening), self._local.room - _RESERVE),
+            taken_over=self._past.spans,
+            answer=answer,
         )
         span = _Span(request, self._clock, self._began)
         limit = self._admit(span)
+        self._span_seconds += span.was_admitted()
         sent = self._prompt.text + answer if span.end is None else ""
         yield SpanOpened(
             span=span.number,
@@ -450,6 +597,8 @@ class _Answer:
             sent_bytes=len(sent.encode()),
             at=self._now(),
         )
+        if span.end is None and trigger == "user":
+            self._feed_opening(span)
         if span.end is None:
             is_hedged = self._hedge and trigger == "marker"
             if is_hedged:  # the draft needs room too
@@ -458,8 +607,8 @@ class _Answer:
                 self._local,
                 self._local.markers,
                 max_tokens=limit,
-                soft_tokens=limit if trigger != "marker" else self._limits.soft_span_tokens,
-                handback=trigger == "marker",
+                soft_tokens=self._limits.soft_span_tokens if trigger in _ASKED else limit,
+                handback=trigger in _ASKED,
             )
             with ExitStack() as branches:
                 if is_hedged:
@@ -471,6 +620,19 @@ class _Answer:
             yield from self._close_span(span, opening, before, trigger)
         return span.shown or span.is_draft_taken
 
+    def _feed_opening(self, span: _Span) -> None:
+        """For the small model it is as if it had asked itself."""
+        try:
+            self._local.feed(self._local.markers.open_ids if self._local.markers else ())
+        except GenerationError as error:
+            self._fail_in(span, error)
+
+    def _fail_in(self, span: _Span, error: GenerationError) -> None:
+        """The local model could not go on in a span: that is not the remote's fault."""
+        span.end = "cancelled"
+        span.error = None if isinstance(error, StoppedError) else str(error)
+        self._fail(error)
+
     def _admit(self, span: _Span) -> int:
         """How many tokens the span may have; if none, why is in `span.end`."""
         request = span.request
@@ -480,11 +642,14 @@ class _Answer:
             span.end, span.error = "budget", "no tokens left for a span"
         elif self._gate is not None:
             decision = self._gate.admit(request)
-            if isinstance(decision, Grant):
+            if self._cancelled():  # while the user was asked
+                span.end = "cancelled"
+            elif isinstance(decision, Grant):
                 if decision.max_tokens < request.max_tokens:
                     span.why_short = "the budget allows no more"
                 return min(decision.max_tokens, request.max_tokens)
-            span.end, span.error = decision.end, decision.reason
+            else:
+                span.end, span.error = decision.end, decision.reason
         return request.max_tokens
 
     def _begin_draft(
@@ -513,17 +678,23 @@ class _Answer:
                 if self._cancelled():
                     span.end, is_over = "cancelled", True
                 elif (text := stream.read(0.0 if span.is_drafting else _POLL)) is None:
-                    span.end, span.error, is_over = stream.outcome.end, stream.outcome.error, True
+                    is_over = True
+                    if self._cancelled():  # a model on this machine was stopped in the middle of a step
+                        span.end = "cancelled"
+                    else:
+                        span.end, span.error = stream.outcome.end, stream.outcome.error
                 elif text:
                     span.text_arrived(text)
+                    if len(text) > _MUCH:
+                        self._progress(Progress("catching up", 0, len(text)))
                     yield from self._show(span, reader.push(unmark.push(text)), opening)
                 elif span.hedge is not None and not span.texts:
                     self._draft(span, span.hedge)
             if is_over:  # nothing follows what is held back
+                self._progress(Progress("catching up", 0, 0))
                 yield from self._show(span, reader.push(unmark.flush(), final=True), opening)
         except GenerationError as error:
-            span.end, span.error = "cancelled", str(error)  # not the remote's fault
-            self._fail(error)
+            self._fail_in(span, error)
         finally:
             stream.close()
         span.outcome = stream.outcome
@@ -559,7 +730,7 @@ class _Answer:
             span.end = "budget"
         if span.shown:
             start = before + len(opening)
-            if trigger == "marker" and self._local.markers is not None and self._error is None:
+            if trigger in _ASKED and self._local.markers is not None and self._error is None:
                 try:
                     self._local.feed(self._local.markers.close_ids)
                 except GenerationError as error:
@@ -570,7 +741,7 @@ class _Answer:
             ids = ()
             self._local.rewind(before)
         closed = span.closed(ids, self._report(span), self._now())
-        if trigger != "marker" and self._reason is None:
+        if trigger not in _ASKED and self._reason is None:
             self._end_by_remote(span, whole=trigger == "policy")
         yield closed
         if span.hedge is not None and not span.shown and span.end != "cancelled":
@@ -624,7 +795,10 @@ class _Answer:
         return self._limits.max_tokens - self._local_tokens - self._remote_tokens
 
     def _fail(self, error: GenerationError) -> None:
-        self._reason, self._error = "error", str(error)
+        if isinstance(error, StoppedError):
+            self._reason = "cancelled"
+        else:
+            self._reason, self._error = "error", str(error)
 
     def _now(self) -> float:
         return self._clock() - self._began
@@ -667,6 +841,12 @@ class _Span:
     def is_drafting(self) -> bool:
         """Nothing has arrived yet, and the small model has something to do meanwhile."""
         return self.hedge is not None and self.hedge.done_at is None and not self.texts
+
+    def was_admitted(self) -> float:
+        """Time counts from here on. Returns the seconds that it took: a user may have been asked."""
+        before, self.asked = self.asked, self._clock()
+        self._arrived = self.asked
+        return self.asked - before
 
     def text_arrived(self, text: str) -> None:
         self.texts.append(text)

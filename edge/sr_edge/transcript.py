@@ -37,7 +37,7 @@ _COMPLETE: frozenset[End] = frozenset({"handback", "stop", "boundary"})
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive visible text of one origin; `span` is its number if the large model wrote it."""
+    """Consecutive visible text of one origin; `span` is its number if the large model wrote it, or should."""
 
     origin: Origin
     text: str
@@ -76,6 +76,35 @@ class SpanRecord:
         return "failed" if self.end is None or self.end in DEGRADED_ENDS else "skipped"
 
 
+def opened(event: SpanOpened) -> SpanRecord:
+    """The record of a span that has just begun."""
+    return SpanRecord(
+        span=event.span,
+        trigger=event.trigger,
+        remote=event.remote,
+        p_open=event.p_open,
+        sent_tokens=event.sent_tokens,
+        sent_bytes=event.sent_bytes,
+    )
+
+
+def closed(record: SpanRecord, event: SpanClosed) -> SpanRecord:
+    """The same, once it is over."""
+    return replace(
+        record,
+        end=event.end,
+        tokens=event.tokens,
+        p_close=event.p_close,
+        remote_prompt_tokens=event.remote_prompt_tokens,
+        remote_completion_tokens=event.remote_completion_tokens,
+        cost=event.cost,
+        ttft=event.ttft,
+        seconds=event.seconds,
+        resume=event.resume,
+        error=event.error,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """One answer. `ids` and `sampled` are parallel and begin after the prompt."""
@@ -88,6 +117,8 @@ class Transcript:
     ids: tuple[int, ...] = ()
     sampled: tuple[bool, ...] = ()
     segments: tuple[Segment, ...] = ()
+    trail: tuple[Segment, ...] = ()
+    """The segments, and an empty one at the place of each span that has no text."""
     spans: tuple[SpanRecord, ...] = ()
     finish: FinishReason | None = None
     """None if the stream was cut before its end."""
@@ -149,32 +180,14 @@ class Fold:
                 self._sampled.append(True)
                 self._pieces.append((None, event.text))
             case SpanOpened():
-                self._spans[event.span] = SpanRecord(
-                    span=event.span,
-                    trigger=event.trigger,
-                    remote=event.remote,
-                    p_open=event.p_open,
-                    sent_tokens=event.sent_tokens,
-                    sent_bytes=event.sent_bytes,
-                )
+                self._spans[event.span] = opened(event)
+                self._pieces.append((event.span, ""))
             case SpanDelta():
                 self._pieces.append((event.span, event.text))
             case SpanClosed():
                 self._ids.extend(event.ids)
                 self._sampled.extend([False] * len(event.ids))
-                self._spans[event.span] = replace(
-                    self._spans[event.span],
-                    end=event.end,
-                    tokens=event.tokens,
-                    p_close=event.p_close,
-                    remote_prompt_tokens=event.remote_prompt_tokens,
-                    remote_completion_tokens=event.remote_completion_tokens,
-                    cost=event.cost,
-                    ttft=event.ttft,
-                    seconds=event.seconds,
-                    resume=event.resume,
-                    error=event.error,
-                )
+                self._spans[event.span] = closed(self._spans[event.span], event)
             case Finished():
                 self._transcript = replace(
                     self._transcript,
@@ -186,29 +199,44 @@ class Fold:
 
     @property
     def transcript(self) -> Transcript:
-        texts: dict[int, list[str]] = {number: [] for number in self._spans}
         joined: list[tuple[int | None, list[str]]] = []
         for span, text in self._pieces:
-            if span is not None:
-                texts[span].append(text)
-            if not text:
-                continue
             if joined and joined[-1][0] == span:
                 joined[-1][1].append(text)
-            else:
+            elif text or span is not None:
                 joined.append((span, [text]))
-        spans = tuple(replace(span, text="".join(texts[span.span])) for span in self._spans.values())
+        texts = dict.fromkeys(self._spans, "")
+        pieces = []
+        for span, parts in joined:
+            text = "".join(parts)
+            pieces.append(Segment("local" if span is None else "remote", text, span))
+            if span is not None:
+                texts[span] += text
+        trail = _joined(
+            piece for piece in pieces if piece.text or (piece.span is not None and not texts[piece.span])
+        )
+        spans = tuple(replace(span, text=texts[span.span]) for span in self._spans.values())
         return replace(
             self._transcript,
             ids=tuple(self._ids),
             sampled=tuple(self._sampled),
-            segments=tuple(
-                Segment("local" if span is None else "remote", "".join(parts), span) for span, parts in joined
-            ),
+            segments=_joined(segment for segment in trail if segment.text),
+            trail=trail,
             spans=spans,
             local_tokens=sum(self._sampled),
             remote_tokens=sum(span.tokens for span in spans),
         )
+
+
+def _joined(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Neighbours of one writer as one segment."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if joined and joined[-1].span == segment.span:
+            joined[-1] = replace(joined[-1], text=joined[-1].text + segment.text)
+        else:
+            joined.append(segment)
+    return tuple(joined)
 
 
 def fold(events: Iterable[Event]) -> Transcript:

@@ -16,10 +16,12 @@ from sr_edge.events import SpanClosed, SpanDelta, SpanOpened
 from sr_edge.extract import last_boxed
 from sr_edge.local import LlamaLocal
 from sr_edge.passport import demo_paths, read_passport
+from sr_edge.past import taken_over
 from sr_edge.remote.local_gguf import LocalGGUF
-from sr_edge.split import Limits, Message, Outcome, SplitDecoder
+from sr_edge.split import Limits, Message, Outcome, SplitDecoder, Steering
 from sr_edge.suites.demo import HARD_KINDS, is_correct, problems
 from sr_edge.testing import Reply, ScriptedRemote
+from sr_edge.transcript import fold
 
 HARD = [p for p in problems(seed=2024, n=200) if any(step.kind in HARD_KINDS for step in p.steps)]
 
@@ -200,3 +202,61 @@ def test_a_passport_tells_the_truth(role):
 def test_the_pair_is_small():
     pair = demo_paths()
     assert pair.small.stat().st_size + pair.big.stat().st_size < 16e6
+
+
+# --- going on, and dials ---
+
+
+def going_on(small, big, problem, past, **options):
+    limits = Limits(max_tokens=600)
+    first = options.pop("first", None)
+    decoder = SplitDecoder(small, big, limits=limits, **options)
+    events = list(decoder.generate([Message("user", problem.question)], past=past, first=first))
+    return events, assert_lawful(events, small)
+
+
+def test_an_answer_cut_between_two_events_goes_on_as_if_it_had_not_been(small, big, fresh):
+    problem = HARD[0]
+    events, whole = answer(small, big, problem)
+    rng = random.Random(5)
+    for cut in rng.sample(range(2, len(events)), 12):
+        past = taken_over(events[:cut])
+        small.rewind(rng.randint(0, len(small.ids)))  # another conversation may have been there
+        went_on, transcript = going_on(small, big, problem, past)
+        assert tuple(went_on[1 : 1 + len(past)]) == past
+        if fold(past).spans and fold(past).spans[-1].end is None:
+            assert_in_step(small, fresh)  # the text of that span is whatever had arrived
+        else:
+            assert transcript.ids == whole.ids
+            assert transcript.text == whole.text
+
+
+@pytest.mark.parametrize("first", ["local", "remote"])
+def test_a_span_that_is_written_again_leaves_the_cache_in_step(first, small, big, fresh):
+    for problem in HARD[:5]:
+        events, whole = answer(small, big, problem)
+        past = taken_over(events, before_span=1)
+        before = fold(past).text
+        _, transcript = going_on(small, big, problem, past, first=first)
+        if first == "remote":
+            assert transcript.spans[0].trigger == "user"
+            assert transcript.text == whole.text, "the pair asks and answers as it would have by itself"
+        else:
+            assert len(transcript.trail[0].text) > len(before)
+        small.rewind(len(small.ids) - 1)  # what follows the end, nobody has taught it
+        assert_in_step(small, fresh)
+
+
+def test_a_bias_changes_how_often_it_asks_and_not_what_it_thinks(small, big):
+    def runs(bias):
+        steer = Steering(bias=bias)
+        return [going_on(small, big, problem, (), steer=lambda: steer) for problem in HARD[:4]]
+
+    def num_spans(runs):
+        return sum(len(transcript.spans) for _, transcript in runs)
+
+    straight, more, never = runs(0.0), runs(8.0), runs(-50.0)
+    assert num_spans(more) > num_spans(straight) > num_spans(never) == 0
+    forced = next(e for events, _ in more for e in events if isinstance(e, SpanOpened))
+    assert min(e.p_open for events, _ in more for e in events if isinstance(e, SpanOpened)) < 0.1
+    assert 0 <= forced.p_open <= 1

@@ -7,9 +7,11 @@ import pytest
 from tests.tiny_gguf import write_tiny_gguf
 
 from sr_edge.errors import ModelError
+from sr_edge.events import SpanClosed, SpanDelta, SpanOpened
 from sr_edge.local import LlamaLocal
 from sr_edge.remote.local_gguf import LocalGGUF
-from sr_edge.split import Message, Outcome
+from sr_edge.split import Message, Outcome, SplitDecoder
+from sr_edge.testing import OPEN, ScriptedLocal
 
 QUESTION = [Message("user", "how?")]
 WORDS = [f"Ġ{a}{b}" for a in "bcdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u", "an", "in", "or")]
@@ -194,3 +196,23 @@ def test_it_opens_no_socket(path, monkeypatch):
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(ModelError, match=r"nowhere\.gguf"):
         LocalGGUF(tmp_path / "nowhere.gguf")
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_stop_in_the_middle_of_a_step_is_the_users(after, path, remote):
+    """Not the remote's fault; and the next span is what a fresh model writes."""
+    stopped = []
+    local = ScriptedLocal([[OPEN], [*b"!"]])
+    decoder = SplitDecoder(local, remote)
+    events = []
+    for event in decoder.generate(QUESTION, cancelled=lambda: bool(stopped)):
+        events.append(event)
+        seen = sum(isinstance(e, SpanDelta) for e in events)
+        if isinstance(event, SpanOpened | SpanDelta) and seen >= after and not stopped:
+            remote.stop()
+            stopped.append(True)
+    remote.go_on()
+    closed = next(e for e in events if isinstance(e, SpanClosed))
+    assert (closed.end, closed.error) == ("cancelled", None)
+    assert events[-1].reason == "cancelled"
+    assert listen(remote.stream(QUESTION, "", 6))[0] == greedy(path, "", 6)[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sr_edge.policy import COOLDOWNS, MAX_WAIT, Breaker, SpanGate
+from sr_edge.policy import COOLDOWNS, MAX_WAIT, Breaker, DialGate, SpanGate
 from sr_edge.split import Grant, Outcome, Refusal, SpanRequest
 
 DOWN = Outcome("error", "connection refused at 127.0.0.1:9", fault="unreachable")
@@ -249,3 +249,106 @@ def test_a_failed_span_is_paid_for_too():
     gate = SpanGate(offline=False, uses_network=True, purse=Coins(8))
     assert report(gate, DOWN) == 0.005
     assert report(gate, WELL, "cancelled") == 0.005
+
+
+# --- the dial --------------------------------------------------------------------------------------------
+
+
+class User:
+    """Says one thing, and takes down what they were asked."""
+
+    def __init__(self, says):
+        self.says, self.asked = says, []
+
+    def __call__(self, request):
+        self.asked.append(request)
+        return self.says
+
+
+def dialled(dial, says=True, *, leaves=True, inner=None):
+    user = User(says)
+    return DialGate(inner, dial=dial, leaves=leaves, consent=user), user
+
+
+@pytest.mark.parametrize("dial", ["auto", "remote"])
+def test_nobody_is_asked_where_the_dial_does_not_say_so(dial, gate):
+    dialled_gate, user = dialled(dial, says=False, inner=gate)
+    assert dialled_gate.admit(request()) == Grant(64)
+    assert user.asked == []
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_local_lets_no_span_out(leaves, gate):
+    dialled_gate, user = dialled("local", inner=gate, leaves=leaves)
+    assert dialled_gate.admit(request()) == Refusal("declined", "local: nothing leaves this machine")
+    assert user.asked == []
+
+
+def test_ask_asks_and_takes_the_answer(gate):
+    dialled_gate, user = dialled("ask", inner=gate)
+    assert dialled_gate.admit(request(1)) == Grant(64)
+    user.says = False
+    assert dialled_gate.admit(request(2)) == Refusal("declined", "ask: you kept it here")
+    assert [asked.span for asked in user.asked] == [1, 2]
+
+
+def test_where_nobody_is_there_to_ask_nothing_leaves(gate):
+    dialled_gate = DialGate(gate, dial="ask", leaves=True)
+    assert dialled_gate.admit(request()) == Refusal("declined", "ask: nobody was there to ask")
+
+
+def test_a_model_on_this_machine_never_asks():
+    dialled_gate, user = dialled("ask", says=False, leaves=False)
+    assert dialled_gate.admit(request()) == Grant(64)
+    assert user.asked == []
+
+
+def test_the_dial_can_be_turned_between_two_spans(gate):
+    dialled_gate, user = dialled("auto", says=False, inner=gate)
+    ends = []
+    for span, dial in enumerate(["auto", "local", "ask", "auto"], 1):
+        dialled_gate.dial = dial
+        decision = dialled_gate.admit(request(span))
+        ends.append(decision.reason[:3] if isinstance(decision, Refusal) else None)
+    assert ends == [None, "loc", "ask", None]
+    assert len(user.asked) == 1
+
+
+def test_what_may_not_leave_anyway_is_not_asked_about(clock):
+    breaker = Breaker(clock=clock)
+    for inner, end in [
+        (SpanGate(offline=True, uses_network=True), "offline"),
+        (SpanGate(offline=False, uses_network=True, max_spans=0), "budget"),
+        (SpanGate(offline=False, uses_network=True, purse=Coins(0)), "budget"),
+        (SpanGate(offline=False, uses_network=True, breaker=breaker), "declined"),
+    ]:
+        breaker.report(DOWN)
+        dialled_gate, user = dialled("ask", inner=inner)
+        assert dialled_gate.admit(request()).end == end
+        assert user.asked == []
+
+
+def test_the_user_is_asked_about_what_the_purse_allows():
+    inner = SpanGate(offline=False, uses_network=True, purse=Coins(8))
+    dialled_gate, user = dialled("ask", inner=inner)
+    dialled_gate.admit(request(max_tokens=64))
+    assert [asked.max_tokens for asked in user.asked] == [8]
+
+
+def test_what_a_span_cost_is_told_through_the_dial():
+    dialled_gate, _ = dialled("ask", inner=SpanGate(offline=False, uses_network=True, purse=Coins(8)))
+    dialled_gate.admit(request())
+    assert dialled_gate.report(request(), "stop", WELL, 5) == 0.005
+    assert dialled("auto")[0].report(request(), "stop", WELL, 5) is None
+
+
+def test_an_answer_that_goes_on_has_its_spans_and_its_purse_anew():
+    gate = SpanGate(offline=False, uses_network=True, max_spans=2, purse=Coins(8))
+    for span in (1, 2):
+        gate.admit(request(span))
+    report(gate, WELL), report(gate, WELL)
+    assert refusal(gate, 3).end == "budget"
+    first = SpanRequest(3, sent_tokens=1, local_tokens=1, remote_tokens=1, max_tokens=64, taken_over=2)
+    assert gate.admit(first) == Grant(8)
+    second = SpanRequest(4, sent_tokens=1, local_tokens=1, remote_tokens=1, max_tokens=64, taken_over=2)
+    assert gate.admit(second) == Grant(8)

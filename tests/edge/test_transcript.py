@@ -65,3 +65,27 @@ def test_what_came_of_a_span_is_what_the_oracle_says(end, text):
     span = SpanRecord(1, "marker", "big", 0.9, 5, 20, text=text, end=end)
     assert span.status == status_of(span)
     assert span.status in get_args(Status)
+
+
+def test_the_trail_has_a_place_for_spans_without_text_and_no_other():
+    opened = {"trigger": "marker", "p_open": 0.9, "remote": "big"}
+    trail = fold(
+        [
+            LocalToken(id=1, text="a", logprob=-0.1),
+            SpanOpened(span=1, **opened),
+            SpanClosed(span=1, ids=(), end="error", error="down"),
+            LocalToken(id=2, text="b", logprob=-0.1),
+            SpanOpened(span=2, **opened),
+            LocalToken(id=3, text=".", logprob=-0.1),  # of a marker that is spelled as text
+            SpanDelta(span=2, text="c"),
+            SpanClosed(span=2, ids=(4,), end="stop"),
+            SpanOpened(span=3, **opened),
+        ]
+    ).trail
+    assert trail == (
+        Segment("local", "a"),
+        Segment("remote", "", 1),
+        Segment("local", "b."),
+        Segment("remote", "c", 2),
+        Segment("remote", "", 3),
+    )

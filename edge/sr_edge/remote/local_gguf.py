@@ -29,17 +29,19 @@ class LocalGGUF:
         temperature: float = 0.0,
         seed: int | None = None,
         batch_tokens: int = 1,
+        progress: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         temperature: 0 by default: a span is the step that must be right, not one of many attempts.
         batch_tokens: written in one read. On a CPU four tokens take the small model nearly four times as
             long to read as one, so more would only delay the moment when it has the pen again.
+        progress: see `LlamaLocal.open`.
         Raises:
             ModelError: the file is missing or unusable.
         """
         assert batch_tokens > 0
-        self._model: LocalModel = LlamaLocal.open(path, temperature=temperature, seed=seed)
+        self._model = LlamaLocal.open(path, temperature=temperature, seed=seed, progress=progress)
         self._batch_tokens = batch_tokens
         self._clock = clock
         self._stream: LocalStream | None = None
@@ -56,6 +58,13 @@ class LocalGGUF:
             self._model, tuple(messages), answer, max_tokens, self._batch_tokens, self._clock
         )
         return self._stream
+
+    def stop(self) -> None:
+        """As `LlamaLocal.stop`."""
+        self._model.stop()
+
+    def go_on(self) -> None:
+        self._model.go_on()
 
     def close(self) -> None:
         if self._stream is not None:

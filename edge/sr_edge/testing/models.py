@@ -8,14 +8,14 @@ choice, markers as plain text. `ScriptedRemote` sends scripted texts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from sr_edge import markers as m
 from sr_edge.errors import ContextFullError
 from sr_edge.markers import Markers
-from sr_edge.split import Message, Outcome, Prompt, Sampled
+from sr_edge.split import NO_BIAS, Message, Outcome, Prompt, Sampled
 
 OPEN, CLOSE, END = 256, 257, 258
 _TURN = 259  # stands for a turn's header in a rendered prompt
@@ -98,7 +98,7 @@ class ScriptedLocal:
     def is_end(self, id: int) -> bool:
         return id == END
 
-    def sample(self, banned: Collection[int] = ()) -> Sampled:
+    def sample(self, banned: Collection[int] = (), logit_bias: Mapping[int, float] = NO_BIAS) -> Sampled:
         assert self.room > 0, "sampled into a full context"
         id = self._next(banned)
         assert id not in banned
@@ -182,7 +182,7 @@ class TextLocal(ScriptedLocal):
     def piece(self, id: int) -> bytes:
         return self._by_id[id].encode() if id in self._by_id else super().piece(id)
 
-    def sample(self, banned: Collection[int] = ()) -> Sampled:
+    def sample(self, banned: Collection[int] = (), logit_bias: Mapping[int, float] = NO_BIAS) -> Sampled:
         assert self.room > 0
         at = self._position()
         while at < len(self._tokens) and self._vocabulary[self._tokens[at]] in banned:
