@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sr_edge import __version__
+from sr_edge.commands import completion
 from sr_edge.errors import EdgeError, UsageError
 from sr_edge.terminal import safe
 
@@ -28,14 +29,24 @@ BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 _OWN = {
     "ask": ("sr_edge.commands.ask:ask", "Answer one problem; the large model writes the hard steps."),
+    "chat": (
+        "sr_edge.commands.chat:chat",
+        "Talk with the models, and see which words came from where.",
+    ),
     "replay": (
         "sr_edge.commands.replay:replay",
         "Show a recorded answer again, with no model and no network.",
     ),
     "eval": ("sr_edge.commands.eval:evaluate", "Measure what split decoding is worth on known problems."),
+    "logs": ("sr_edge.commands.logs:app", "The conversations that were kept on this machine."),
+    "models": ("sr_edge.commands.models:app", "The models on this machine, by name."),
     "remote": ("sr_edge.commands.remote:app", "The large models that may be asked, by name."),
     "keys": ("sr_edge.commands.keys:app", "The API keys of remotes: which there are, never what they are."),
     "config": ("sr_edge.commands.config:app", "The settings: what holds, and where it comes from."),
+    "doctor": (
+        "sr_edge.commands.doctor:doctor",
+        "Look at this machine and the settings, and say what to do.",
+    ),
 }
 """Where each command is, and the first line of its help. One with commands of its own is a typer app."""
 
@@ -67,6 +78,9 @@ class Commands(TyperGroup):
                 package = entry.dist.name if entry.dist else entry.value
                 return Promise(cmd_name, _EXTRAS.get(cmd_name, f"From the package {package}."), entry)
         return None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, completion.with_shell(args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -126,25 +140,62 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _install_completion(ctx: typer.Context, shell: str | None) -> None:
+    if shell and not ctx.resilient_parsing:
+        typer.echo(f"{completion.install(shell)} is written: open a new {shell}, and Tab completes sr-edge")
+        raise typer.Exit
+
+
+def _show_completion(ctx: typer.Context, shell: str | None) -> None:
+    if shell and not ctx.resilient_parsing:
+        typer.echo(completion.script(shell))
+        raise typer.Exit
+
+
+_COMPLETION: dict[str, Any] = {
+    "metavar": f"[{'|'.join(completion.SHELLS)}]",
+    "is_eager": True,
+    "autocompletion": completion.shells,
+    "show_default": False,
+}
+
+
 @app.callback()
 def _sr_edge(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    install_completion: Annotated[
+        str | None,
+        typer.Option(
+            completion.INSTALL,
+            callback=_install_completion,
+            help="Let Tab complete sr-edge in a shell. Default: yours.",
+            **_COMPLETION,
+        ),
+    ] = None,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            completion.SHOW, callback=_show_completion, help="Print what that installs.", **_COMPLETION
+        ),
+    ] = None,
 ) -> None:
     """Split decoding: a small model on this machine writes, a large one writes its hard steps.
 
     stdout carries the answer, stderr everything else. Exit codes: 0 answered (the small model alone
-    included), 1 generation failed, 2 wrong usage, 3 the large model failed under --policy remote,
-    4 a model is missing or unusable, 130 interrupted.
+    included), 1 generation failed or the answer could not be kept, 2 wrong usage, 3 the large model failed
+    under --policy remote, 4 a model is missing or unusable, 130 interrupted, 143 and 129 ended by a signal.
     """
 
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     _prepare_streams()
+    if completion.is_asked_for():
+        completion.prepare()
     try:
-        app(prog_name="sr-edge")
+        app(prog_name=completion.PROGRAM)
         code: object = 0
     except SystemExit as left:
         code = left.code

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sr_edge.commands import STYLE
+from sr_edge.commands.completion import remote_names
 from sr_edge.commands.listing import offline_origin, print_json, print_table, say, settings
 from sr_edge.commands.output import note
 from sr_edge.errors import UsageError
@@ -18,7 +19,7 @@ from sr_edge.keys import Secret, known_keys, origin_of, remove_key, set_key
 
 app = typer.Typer(**STYLE)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The remote.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The remote.", autocompletion=remote_names)]
 
 _MAX_INPUT = 65536  # characters: somebody may pipe the wrong file
 

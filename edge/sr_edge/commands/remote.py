@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sr_edge.commands import STYLE
+from sr_edge.commands.completion import remote_names
 from sr_edge.commands.listing import offline_origin, print_json, print_table, say, settings
 from sr_edge.commands.output import note
 from sr_edge.config import Config, RemoteConfig
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(**STYLE)
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The remote.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The remote.", autocompletion=remote_names)]
 OptionalName = Annotated[
     str | None,
-    typer.Argument(metavar="NAME", help="The remote. Default: the default one.", show_default=False),
+    typer.Argument(
+        metavar="NAME",
+        help="The remote. Default: the default one.",
+        autocompletion=remote_names,
+        show_default=False,
+    ),
 ]
 AsObject = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -432,9 +438,10 @@ def _prompt(config: Config) -> Callable[[Sequence[Message]], Prompt]:
     from sr_edge import template
     from sr_edge.gguf_header import read_header
     from sr_edge.passport import demo_paths
+    from sr_edge.shelf import find
 
     try:
-        header = read_header(Path(config.model) if config.model else demo_paths().small)
+        header = read_header(find(config.model, os.environ) if config.model else demo_paths().small)
         source = header.texts().get("tokenizer.chat_template")
         template.render(source, [Message("user", "")])
     except (ModelError, OSError):
