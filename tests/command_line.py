@@ -96,9 +96,16 @@ def run_interrupted(
 
 
 def run_in_terminal(
-    *arguments: object, columns: int = 80, env: Mapping[str, str] | None = None
+    *arguments: object,
+    columns: int = 80,
+    env: Mapping[str, str] | None = None,
+    typed: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
-    """All three streams on one terminal. Returns the exit code and what the terminal got."""
+    """All three streams on one terminal. Returns the exit code and what the terminal got.
+
+    Args:
+        typed: what the user types each time that this text has come.
+    """
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
@@ -115,6 +122,9 @@ def run_in_terminal(
             piece = os.read(ours, 65536)
             if not piece:
                 break
+            for text, answer in (typed or {}).items():
+                is_new = (got + piece).count(text.encode()) - got.count(text.encode())
+                os.write(ours, answer.encode() * is_new)
             got += piece
     os.close(ours)
     return process.wait(TIMEOUT), got.decode().replace("\r\n", "\n")

@@ -13,15 +13,17 @@ from typing import Annotated, Self, TextIO
 import typer
 
 from sr_edge.commands import INTERRUPTED
-from sr_edge.commands.interrupt import Interrupt
+from sr_edge.commands.completion import model_names, remote_names
+from sr_edge.commands.interrupt import ENDING, Interrupt
+from sr_edge.commands.keeping import Keeping
 from sr_edge.commands.leaving import disclosure, print_preview
 from sr_edge.commands.output import Extract, Output, boxed_of, note
-from sr_edge.commands.settings import session_settings
 from sr_edge.config.schema import MAX_SEED
 from sr_edge.errors import GenerationError, ModelError, RemoteError, UsageError
 from sr_edge.events import Event, SpanOpened, to_json
+from sr_edge.policy import Dial
 from sr_edge.report import FAILED, Spans, as_json, is_full
-from sr_edge.split import Message, Policy
+from sr_edge.store import HistoryError
 from sr_edge.terminal import safe, safe_json
 from sr_edge.transcript import Fold, Transcript
 
@@ -32,7 +34,13 @@ def ask(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", metavar="GGUF", help="The small model. Default: the built-in one."),
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="REF",
+            autocompletion=model_names,
+            help="The small model: a GGUF, or its name in `sr-edge models`. Default: the built-in one.",
+        ),
     ] = None,
     big: Annotated[
         str | None,
@@ -53,14 +61,16 @@ def ask(
             "-r",
             "--remote",
             metavar="NAME",
+            autocompletion=remote_names,
             help="The large model: an endpoint set up by `sr-edge remote add`.",
         ),
     ] = None,
     policy: Annotated[
-        Policy | None,
+        Dial | None,
         typer.Option(
             "--policy",
-            help="Who writes: both, the small model alone, or the large one alone. Default: auto.",
+            help="Who writes: both; both, and you are asked before anything leaves; the small model "
+            "alone; or the large one alone. Default: auto.",
             show_default=False,
         ),
     ] = None,
@@ -127,6 +137,20 @@ def ask(
         Path | None,
         typer.Option("--events", metavar="FILE", help="Write the events to FILE too, for `sr-edge replay`."),
     ] = None,
+    goes_on: Annotated[
+        bool, typer.Option("-c", "--continue", help="Go on with the conversation that was used last.")
+    ] = False,
+    cid: Annotated[
+        str | None, typer.Option("--cid", metavar="ID", help="Go on with this one; see `sr-edge logs`.")
+    ] = None,
+    keeps: Annotated[
+        bool | None,
+        typer.Option(
+            "--log/--no-log",
+            help="Keep the question and the answer on this machine. Default: the setting log.enabled, true.",
+            show_default=False,
+        ),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", metavar="NAME", help="Settings of this profile go first.")
     ] = None,
@@ -138,8 +162,9 @@ def ask(
 
     stdout carries the final answer only; the reasoning, the marks of the spans and the usage go to stderr.
     """
+    from sr_edge.commands.consenting import consent_of
     from sr_edge.config import load_config
-    from sr_edge.session import Session
+    from sr_edge.session import Session, settings_of
 
     if as_object and as_lines:
         raise UsageError("--json and --jsonl exclude each other")
@@ -149,6 +174,8 @@ def ask(
         raise UsageError(f"--temp {temp} is no temperature")
     if big is not None and remote is not None:
         raise UsageError("--big and --remote exclude each other: there is one large model")
+    if goes_on and cid is not None:
+        raise UsageError("-c and --cid exclude each other: there is one conversation")
     config = load_config(
         environ=os.environ,
         path=config_path,
@@ -165,15 +192,17 @@ def ask(
             "sampling.temperature": temp,
             "sampling.max_tokens": max_tokens,
             "sampling.seed": seed,
+            "log.enabled": keeps,
         },
     )
-    settings = session_settings(config, big=big, big_model=big_model, hedge=hedge, dry_run=dry_run)
+    settings = settings_of(config, big=big, big_model=big_model, hedge=hedge, dry_run=dry_run)
     question = read_question(problem)
     if as_lines and spans is None:
         spans = "none"  # one stream is enough
     output = Output(spans, is_answer_text=not (as_object or as_lines or extract))
     with (
-        Interrupt() as interrupt,
+        Interrupt(*ENDING) as interrupt,
+        Keeping(keeps=config.log.enabled and not dry_run, goes_on=goes_on, id=cid) as keeping,
         Session.open(settings, warn=note, progress=interrupt.check) as session,
         EventLog(events) as log,
     ):
@@ -188,8 +217,12 @@ def ask(
         folding = Fold()
         has_disclosed = rehearsal is not None
         try:
-            for event in session.answer([Message("user", question)], cancelled=is_over):
+            keeping.begin(question, policy=settings.policy, seed=settings.seed)
+            told = keeping.told(question)
+            consent = consent_of(session, told, folding, output.view, interrupt)
+            for event in session.answer(told, consent=consent, cancelled=is_over):
                 folding.add(event)
+                keeping.add(event)
                 log.write(event)
                 if outside and isinstance(event, SpanOpened) and event.sent_bytes and not has_disclosed:
                     output.view.make_way()
@@ -216,7 +249,13 @@ def ask(
         if redacted:
             note(redacted)
         output.print_summary(transcript, max_tokens=settings.max_tokens, usage=usage)
+        unkept = keeping.finish()
     code = exit_code(transcript, policy=settings.policy)
+    if code == INTERRUPTED:
+        code = interrupt.code
+    if unkept:
+        note(unkept)
+        code = code or HistoryError.exit_code
     if extract and boxed is None and transcript.finish != "refused":
         note("the answer has no \\boxed{}")
         code = code or GenerationError.exit_code
@@ -247,7 +286,7 @@ def read_question(problem: str | None) -> str:
     return question
 
 
-def exit_code(transcript: Transcript, *, policy: Policy) -> int:
+def exit_code(transcript: Transcript, *, policy: Dial) -> int:
     match transcript.finish:
         case "stop":
             return 0
