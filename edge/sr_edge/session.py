@@ -5,26 +5,41 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, Started
 from sr_edge.passport import demo_paths
-from sr_edge.split import Gate, Limits, LocalModel, Message, Policy, RemoteModel, Schedule, SplitDecoder
+from sr_edge.policy import Consent, Dial, DialGate, nobody
+from sr_edge.shelf import find
+from sr_edge.split import (
+    First,
+    Gate,
+    Limits,
+    LocalModel,
+    Message,
+    Progress,
+    RemoteModel,
+    Schedule,
+    SplitDecoder,
+    Steering,
+)
 from sr_edge.suites import demo
 from sr_edge.terminal import safe_line
 
 if TYPE_CHECKING:
     from sr_edge.budget import Budget
-    from sr_edge.config import RemoteConfig
+    from sr_edge.config import Config, RemoteConfig
     from sr_edge.local import LlamaLocal
     from sr_edge.outside import Outside
     from sr_edge.remote.local_gguf import LocalGGUF
 
 API_KEY_VARIABLE = "SR_EDGE_API_KEY"
 """Where the key for a --big URL is read from. A remote that has a name has its own key (`keys`)."""
+
+_ASKS: frozenset[Dial] = frozenset({"auto", "ask"})  # the small model may ask
 
 DEMO = "demo"
 _SUITE = "sr_edge.suite"
@@ -42,7 +57,7 @@ class SessionSettings:
     """The endpoint's name for the model."""
     remote: RemoteConfig | None = None
     """An endpoint that was set up under a name, instead of `big`."""
-    policy: Policy = "auto"
+    policy: Dial = "auto"
     offline: bool = False
     seed: int | None = None
     """None: another one each time."""
@@ -66,6 +81,52 @@ class SessionSettings:
         return Limits(self.max_tokens, self.max_span_tokens, soft)
 
 
+def settings_of(
+    config: Config, *, big: str | None, big_model: str | None, hedge: bool | None, dry_run: bool = False
+) -> SessionSettings:
+    """What the user's settings mean for a session.
+
+    Args:
+        hedge: as the command line has it; it goes before the remote's own.
+    Raises:
+        UsageError: an option names nothing.
+    """
+    for option, value in (("--big", big), ("--big-model", big_model)):
+        if value is not None and not value.strip():
+            raise UsageError(f"{option} is empty: name a large model, or leave it out")
+    has_default = config.default_remote is not None and config.offload.policy != "local"
+    chosen = config.remote() if big is None and has_default else None
+    own_hedge = chosen.hedge if chosen is not None and hedge is None else None
+    settings = SessionSettings(
+        big=big,
+        big_model=big_model,
+        remote=chosen,
+        policy=config.offload.policy,
+        offline=config.offline,
+        seed=config.sampling.seed,
+        temperature=config.sampling.temperature,
+        max_tokens=config.sampling.max_tokens,
+        max_span_tokens=config.offload.max_span_tokens,
+        max_spans=config.offload.max_spans,
+        hedge=config.offload.hedge if own_hedge is None else own_hedge,
+        redact=config.offload.redact,
+        budget=config.budget,
+        dry_run=dry_run,
+    )
+    if config.model is None:
+        _check(settings)
+        return settings
+    _check(replace(settings, model=Path(config.model)))
+    return replace(settings, model=find(config.model))
+
+
+class Stoppable(Protocol):
+    """See `LlamaLocal.stop`."""
+
+    def stop(self) -> None: ...
+    def go_on(self) -> None: ...
+
+
 def is_url(big: str) -> bool:
     return big.lower().startswith(("http://", "https://"))
 
@@ -83,11 +144,13 @@ class Session:
         outside: Outside | None = None,
         suite: str | None = None,
         notices: Sequence[str] = (),
+        stoppable: Sequence[Stoppable] = (),
         owned: ExitStack | None = None,
     ) -> None:
         """Args:
         outside: what `remote` and `gate` are part of, if the large model is asked over the network.
         suite: the only kind of problem that the models were made for, if there is one.
+        stoppable: the models that compute on this machine.
         owned: closed with the session.
         """
         self.local = local
@@ -96,8 +159,10 @@ class Session:
         self.notices = tuple(notices)
         """What the user should know before the answer, one line each."""
         self._settings = settings
-        self._gate = gate
+        self._gate = DialGate(gate, dial=settings.policy, leaves=outside is not None)
+        self._bias = 0.0
         self._suite = suite
+        self._stoppable = tuple(stoppable)
         self._owned = owned or ExitStack()
 
     @classmethod
@@ -114,7 +179,7 @@ class Session:
         Args:
             environ: where keys and the program's own files are found.
             warn: gets lines that the user should see while an answer goes on.
-            progress: see `LlamaLocal.open`.
+            progress: see `LlamaLocal.open`; of both models, if there are two.
         Raises:
             UsageError: the settings contradict each other.
             ModelError: a model file is missing or unusable.
@@ -125,31 +190,31 @@ class Session:
         assert model is not None
         remote = _remote_of(settings)
         gguf = None if remote else settings.big or (str(pair.big) if pair else None)
-        if settings.policy == "remote" and not (remote or gguf):
-            raise UsageError(f"no large model to write the answer: {_NAME_ONE}")
         if settings.dry_run and remote is None:
             raise UsageError(f"--dry-run shows what would leave, and no endpoint is asked: {_NAME_ONE}")
 
         from sr_edge.local import LlamaLocal
 
+        has_big = gguf is not None and settings.policy != "local"
+        shares = _shares([model, Path(gguf)] if gguf is not None and has_big else [model], progress)
         with ExitStack() as owned:
             local = owned.enter_context(
                 LlamaLocal.open(
-                    model, temperature=settings.temperature, seed=settings.seed, progress=progress
+                    model, temperature=settings.temperature, seed=settings.seed, progress=shares[0]
                 )
             )
             notices = []
-            if settings.policy == "auto" and local.markers is None:
+            if settings.policy in _ASKS and local.markers is None:
                 notices.append(f"{local.name} has no markers, so it cannot ask for help: it writes alone")
                 remote = gguf = None
-            elif settings.policy == "auto" and not (remote or gguf):
+            elif settings.policy in _ASKS and not (remote or gguf):
                 notices.append(f"the small model writes alone, for no large one is named: {_NAME_ONE}")
             outside, big = None, None
             if remote is not None and settings.policy != "local":
                 outside = _reach(remote, settings, local, environ, warn)
                 owned.callback(outside.endpoint.close)
             elif gguf is not None and settings.policy != "local":
-                big = owned.enter_context(_open_gguf(gguf, settings))
+                big = owned.enter_context(_open_gguf(gguf, settings, shares[-1]))
             return cls(
                 local,
                 outside.model if outside else big,
@@ -158,38 +223,81 @@ class Session:
                 outside=outside,
                 suite=local.metadata.get(_SUITE),
                 notices=notices,
+                stoppable=[local, big] if big else [local],
                 owned=owned.pop_all(),
             )
+
+    @property
+    def dial(self) -> Dial:
+        """Who writes. It can be turned from any thread; `remote` only between answers."""
+        return self._gate.dial
+
+    @dial.setter
+    def dial(self, dial: Dial) -> None:
+        self._gate.dial = dial
+
+    @property
+    def bias(self) -> float:
+        """Added to the logit of the opening marker, from any thread: above 0 the small model asks more."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, bias: float) -> None:
+        self._bias = bias
 
     def answer(
         self,
         messages: Sequence[Message],
         *,
-        policy: Policy | None = None,
+        past: Sequence[Event] = (),
+        first: First | None = None,
+        consent: Consent = nobody,
         cancelled: Callable[[], bool] = lambda: False,
         schedule: Schedule | None = None,
+        progress: Callable[[Progress], None] = lambda progress: None,
     ) -> Iterator[Event]:
-        """The events of one answer.
+        """The events of one answer; arguments as in `SplitDecoder.generate`.
 
         Args:
-            policy: instead of the settings' own.
+            consent: asked before a span leaves this machine while the dial is at `ask`.
         Raises:
             ContextFullError: the prompt does not fit; before any event.
+            UsageError: nobody can go on as it is asked for; before any event.
         """
-        policy = policy or self._settings.policy
-        unknown = self._unknown_words(messages, policy)
+        if first == "remote" and self.remote is None:
+            raise UsageError(f"there is no large model to go on: {_NAME_ONE}")
+        unknown = self._unknown_words(messages)
+        if unknown and past:
+            raise UsageError(_not_made_for(unknown))
         if unknown:
             yield from self._refused(messages, unknown)
             return
+        self._gate.consent = consent
         decoder = SplitDecoder(
             self.local,
             self.remote,
             gate=self._gate,
             limits=self._settings.limits(),
-            policy=policy,
+            policy="remote" if self.dial == "remote" else "auto" if self.remote else "local",
             hedge=self._settings.hedge and self.outside is not None,
+            steer=lambda: Steering(asks=self._gate.dial != "local", bias=self._bias),
         )
-        yield from decoder.generate(messages, cancelled=cancelled, schedule=schedule)
+        yield from decoder.generate(
+            messages, past=past, first=first, cancelled=cancelled, schedule=schedule, progress=progress
+        )
+
+    def stop(self) -> None:
+        """From any thread: no model computes any more until `go_on`. An answer needs `cancelled` besides."""
+        for model in self._stoppable:
+            model.stop()
+
+    def go_on(self) -> None:
+        for model in self._stoppable:
+            model.go_on()
+
+    @property
+    def is_offline(self) -> bool:
+        return self._settings.offline
 
     def close(self) -> None:
         self._owned.close()
@@ -200,9 +308,11 @@ class Session:
     def __exit__(self, *args: object) -> None:
         self.close()
 
-    def _unknown_words(self, messages: Sequence[Message], policy: Policy) -> list[str]:
+    def _unknown_words(self, messages: Sequence[Message]) -> list[str]:
         """What the models were not made for in the question; nothing if they are for everything."""
-        is_asked_alone = policy == "remote" and (self._settings.big is not None or self.outside is not None)
+        is_asked_alone = self.dial == "remote" and (
+            self._settings.big is not None or self.outside is not None
+        )
         if self._suite != DEMO or is_asked_alone:
             return []
         return demo.unknown_words(messages[-1].content)
@@ -215,18 +325,24 @@ class Session:
             big=self.remote.name if self.remote else None,
             opening=prompt.opening,
         )
-        words = ", ".join(safe_line(word)[:20] for word in unknown[:_MAX_UNKNOWN])
-        more = " ..." if len(unknown) > _MAX_UNKNOWN else ""
         yield Finished(
             reason="refused",
             prompt_tokens=len(prompt.ids),
             local_tokens=0,
             remote_tokens=0,
             seconds=0.0,
-            error="the built-in demo models only do short word problems of their own kind (unknown here: "
-            f"{words}{more}); see some with `sr-edge eval --suite demo --print-problems 3`; a real model: "
-            "`sr-edge ask -m MODEL.gguf --big URL`",
+            error=_not_made_for(unknown),
         )
+
+
+def _not_made_for(unknown: Sequence[str]) -> str:
+    words = ", ".join(safe_line(word)[:20] for word in unknown[:_MAX_UNKNOWN])
+    more = " ..." if len(unknown) > _MAX_UNKNOWN else ""
+    return (
+        "the built-in demo models only do short word problems of their own kind (unknown here: "
+        f"{words}{more}); see some with `sr-edge eval --suite demo --print-problems 3`; a real model: "
+        "`sr-edge ask -m MODEL.gguf --big URL`"
+    )
 
 
 def _check(settings: SessionSettings) -> None:
@@ -236,6 +352,8 @@ def _check(settings: SessionSettings) -> None:
         raise UsageError(f"--big {settings.big}: a URL begins with http:// or https://")
     if settings.big is not None and settings.remote is not None:
         raise UsageError("a remote and --big exclude each other: there is one large model")
+    if settings.policy == "remote" and settings.model and not (settings.remote or settings.big):
+        raise UsageError(f"no large model to write the answer: {_NAME_ONE}")
     if settings.big_model is not None and not (settings.big is not None and is_url(settings.big)):
         raise UsageError("--big-model names a model behind a URL: give the URL with --big")
 
@@ -288,10 +406,26 @@ def _reach(
     return outside
 
 
-def _open_gguf(path: str, settings: SessionSettings) -> LocalGGUF:
+def _shares(
+    paths: Sequence[Path], progress: Callable[[float], None] | None
+) -> list[Callable[[float], None] | None]:
+    """For each file, which are read one after the other, its part of the whole progress, by size."""
+    if progress is None:
+        return [None for _ in paths]
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]  # a missing one fails later
+    before = [sum(sizes[:n]) for n in range(len(sizes))]
+    whole = sum(sizes) or 1
+
+    def share(start: int, size: int) -> Callable[[float], None]:
+        return lambda done: progress((start + done * size) / whole)
+
+    return [share(start, size) for start, size in zip(before, sizes, strict=True)]
+
+
+def _open_gguf(path: str, settings: SessionSettings, progress: Callable[[float], None] | None) -> LocalGGUF:
     from sr_edge.remote.local_gguf import LocalGGUF
 
     temperature = settings.big_temperature
     if temperature is None:
         temperature = settings.temperature if settings.policy == "remote" else 0.0
-    return LocalGGUF(Path(path), temperature=temperature, seed=settings.seed)
+    return LocalGGUF(Path(path), temperature=temperature, seed=settings.seed, progress=progress)
