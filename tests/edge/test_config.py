@@ -15,8 +15,8 @@ from sr_edge.budget import Budget, Price
 from sr_edge.config import Config, RemoteConfig, load_config
 from sr_edge.config.edit import Change, apply, change_config
 from sr_edge.config.lines import line_numbers, statements
-from sr_edge.config.load import check_text, config_of
-from sr_edge.config.schema import REMOTE, SCHEMA, Key, find_key, from_text, split_remote
+from sr_edge.config.load import Ui, check_text, config_of
+from sr_edge.config.schema import KEYS, REMOTE, SCHEMA, Key, find_key, from_text, split_remote
 from sr_edge.errors import UsageError
 
 PATH = Path("/home/ida/config.toml")
@@ -62,6 +62,17 @@ share = 0.4
 temperature = 0
 max_tokens = 99
 seed = 5
+
+[ui]
+theme = "nord"
+reasoning = "always"
+sidebar = "never"
+mouse = false
+animations = false
+keymap.nav.sessions = "f5"
+
+[log]
+enabled = false
 
 [remotes.lab]
 url = "https://api.example.com/v1"
@@ -110,10 +121,12 @@ def test_every_setting_can_stand_in_the_file() -> None:
         hedge=False,
         redact=(),
     )
+    assert known.ui == Ui("nord", "always", "never", False, False, {"nav.sessions": "f5"})
+    assert not known.log.enabled
     written = {key.name for key in SCHEMA} | {f"remotes.lab.{key.name}" for key in REMOTE}
     assert {name for name in written if not known.origin(name).startswith("config.toml:")} == set()
     assert known.origin("default_remote") == "config.toml:1"
-    assert known.origin("remotes.lab.price.output") == "config.toml:33"
+    assert known.origin("remotes.lab.price.output") == "config.toml:44"
 
 
 VALUES = {  # for each kind a text, and what it means
@@ -128,12 +141,13 @@ VALUES = {  # for each kind a text, and what it means
     "url": ("https://b.example/v1", "https://b.example/v1"),
     "variable": ("OTHER_KEY", "OTHER_KEY"),
     "api": ("instruct", "instruct"),
+    "keys": ("f8, alt+k", "f8,alt+k"),
 }
 
 
-@pytest.mark.parametrize("key", SCHEMA, ids=lambda key: key.name)
+@pytest.mark.parametrize("key", [*SCHEMA, *KEYS], ids=lambda key: key.name)
 def test_every_setting_can_come_from_its_variables(key: Key) -> None:
-    text, value = VALUES[key.kind]
+    text, value = (key.choices[-1],) * 2 if key.kind == "choice" else VALUES[key.kind]
     for variable in key.variables:
         known = config(LAB, {variable: text})
         assert known.settings[key.name].value == value
@@ -155,7 +169,7 @@ def test_the_table_covers_the_deadlines_and_the_kinds() -> None:
 
     names = {key.name.removeprefix("timeout.") for key in REMOTE if key.name.startswith("timeout.")}
     assert names <= set(Deadlines.__dataclass_fields__)
-    assert {key.kind for key in (*SCHEMA, *REMOTE)} == set(VALUES)
+    assert {key.kind for key in (*SCHEMA, *KEYS, *REMOTE)} == set(VALUES)
 
 
 def test_the_environment_alone_makes_a_remote() -> None:
@@ -247,7 +261,7 @@ def test_what_cannot_be_read_is_a_line(tmp_path: Path) -> None:
         ('[offload]\nhedge = "yes"', 'config.toml:2: offload.hedge must be true or false, not "yes"'),
         (
             '[offload]\n\npolicy = "Local"',
-            'config.toml:3: offload.policy must be one of auto, local, remote, not "Local"; did',
+            'config.toml:3: offload.policy must be one of auto, ask, local, remote, not "Local"; did',
         ),
         (
             "[budget]\nshare = 1.5",
@@ -803,12 +817,49 @@ def test_nothing_to_change_is_not_written(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+def test_keys_are_kept_by_their_ids() -> None:
+    known = config(
+        '[ui.keymap.chat]\nsend = "ctrl+s , alt+enter"\n[ui.keymap.chat.effort]\nup = ">"\n' + FREED
+    )
+    assert known.ui.keymap["chat.send"] == "ctrl+s,alt+enter"
+    assert known.ui.keymap["chat.effort.up"] == ">"
+    assert known.origin("ui.keymap.chat.send") == "config.toml:2"
+
+
+FREED = '[ui.keymap.branch]\nnext = "n"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('keymap.chat.sned = "f5"', 'unknown key "sned" in [ui.keymap.chat]; did you mean "send"?'),
+        ('keymap.chta.send = "f5"', "unknown section [ui.keymap.chta]; did you mean [ui.keymap.chat]?"),
+        ('keymap.chat.send = "ctrl+i"', "ui.keymap.chat.send can't be ctrl+i: on a terminal that is Tab"),
+        ('keymap.chat.send = "x"', "ui.keymap.chat.send can't be x: nobody could type it any more"),
+        ('keymap.chat.send = "control+x"', 'holds no key\'s name: "control+x"; keys are ctrl+t,'),
+        ('keymap.chat.send = "f5,"', "must be one key, or several with commas between them"),
+        ("keymap.chat.send = 5", "ui.keymap.chat.send must be a text of one line"),
+        ('keymap.nav.new = "ctrl+t"', '"ctrl+t" is the key of view.reasoning (thinking) too'),
+        ('reasoning = "alway"', 'must be one of auto, always, never, not "alway"; did you mean "always"?'),
+    ],
+)
+def test_keys_and_looks_that_cannot_be_meant(text: str, said: str) -> None:
+    line = complaint(f"[ui]\n{text}\n")
+    assert line.startswith("config.toml:2: ")
+    assert said in line
+
+
+def test_two_keys_can_be_exchanged() -> None:
+    text = '[ui.keymap]\nnav.new = "ctrl+b"\nnav.sidebar = "ctrl+n"\n'
+    assert config(text).ui.keymap == {"nav.new": "ctrl+b", "nav.sidebar": "ctrl+n"}
+
+
 def test_all_profiles_are_checked() -> None:
     with pytest.raises(UsageError, match=r"profile b: .*no remote"):
         check_text(LAB + '[profiles.a]\noffline = true\n[profiles.b]\ndefault_remote = "x"\n', PATH)
 
 
-@pytest.mark.parametrize("key", SCHEMA, ids=lambda key: key.name)
+@pytest.mark.parametrize("key", [*SCHEMA, *KEYS], ids=lambda key: key.name)
 def test_a_setting_is_found_by_its_name(key: Key) -> None:
     assert find_key(key.name) == (tuple(key.name.split(".")), key)
     assert find_key(f"profiles.fast.{key.name}") == (("profiles", "fast", *key.name.split(".")), key)

@@ -8,11 +8,13 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sr_edge.budget import Budget, Price
 from sr_edge.config.lines import line_numbers
 from sr_edge.config.schema import (
+    KEYS,
+    KEYS_OF,
     PLAIN_VARIABLES,
     PREFIX,
     REMOTE,
@@ -30,7 +32,8 @@ from sr_edge.config.schema import (
 )
 from sr_edge.errors import UsageError
 from sr_edge.files import CONFIG_VARIABLE, config_path, own_config_path
-from sr_edge.split import Policy
+from sr_edge.keymap import clash
+from sr_edge.policy import Dial
 
 PROFILE_VARIABLE = "SR_EDGE_PROFILE"
 
@@ -39,7 +42,7 @@ _IS_NEAR = 0.75  # for names of variables: so near is ONLINE to OFFLINE
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    policy: Policy
+    policy: Dial
     hedge: bool
     max_span_tokens: int
     max_spans: int | None
@@ -51,6 +54,22 @@ class Sampling:
     temperature: float
     max_tokens: int
     seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ui:
+    theme: str
+    reasoning: Literal["auto", "always", "never"]
+    sidebar: Literal["auto", "always", "never"]
+    mouse: bool
+    animations: bool
+    keymap: Mapping[str, str]
+    """Keys by id, with commas between several: only those that are changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    enabled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +124,11 @@ class Config:
     offload: Offload
     budget: Budget
     sampling: Sampling
+    ui: Ui
+    log: Log
     remotes: Mapping[str, RemoteConfig]
     settings: Mapping[str, Setting]
-    """Each by its dotted name: all of the table's, and for each remote those that are set."""
+    """Each by its dotted name: all of the table's, and of the remotes and the keymap those that are set."""
 
     def origin(self, key: str) -> str:
         """`flag --x`, `env SR_EDGE_X`, `profile fast`, `config.toml:14` or `default`."""
@@ -273,7 +294,7 @@ def merged(layers: Sequence[Mapping[str, Setting]]) -> dict[str, Setting]:
 # --- the file ----------------------------------------------------------------------------------------
 
 _REMOTES = {key.name: key for key in REMOTE}
-_SETTINGS = {key.name: key for key in SCHEMA}
+_SETTINGS = {key.name: key for key in (*SCHEMA, *KEYS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +433,7 @@ class _Reader:
 def _environment(environ: Mapping[str, str], remotes: set[str]) -> Layer:
     layer: Layer = {}
     regular: dict[str, Key] = {}
-    for key in SCHEMA:
+    for key in _SETTINGS.values():
         for variable in reversed(key.variables):
             regular[variable] = key
             if environ.get(variable):
@@ -494,6 +515,8 @@ def _built(
 ) -> Config:
     defaults = {key.name: Setting(key.default, "default") for key in SCHEMA}
     settings = {name: given.get(name, default) for name, default in defaults.items()}
+    settings |= {key.name: given[key.name] for key in KEYS if key.name in given}
+    _check_keymap(settings, file)
     names = [*_remotes_in(given)]
     ordered = (f"remotes.{name}.{leaf}" for name in names for leaf in _REMOTES)
     settings |= {key: given[key] for key in ordered if key in given}
@@ -511,6 +534,8 @@ def _built(
         offload=Offload(**_section("offload.", settings)),
         budget=Budget(**_section("budget.", settings)),
         sampling=Sampling(**_section("sampling.", settings)),
+        ui=_ui(settings),
+        log=Log(**_section("log.", settings)),
         remotes=remotes,
         settings=settings,
     )
@@ -522,6 +547,27 @@ def _section(prefix: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
         for name, setting in settings.items()
         if name.startswith(prefix)
     }
+
+
+def _ui(settings: Mapping[str, Setting]) -> Ui:
+    section = _section("ui.", settings)
+    own = {name: value for name, value in section.items() if not name.startswith("keymap.")}
+    return Ui(**own, keymap=_section(KEYS_OF, settings))
+
+
+def _check_keymap(settings: Mapping[str, Setting], file: _File) -> None:
+    """Raises: UsageError: a key would mean two things at once."""
+    changed = _section(KEYS_OF, settings)
+    found = clash(changed) if changed else None
+    if found is None:
+        return
+    name, *both = found
+    both.sort(key=lambda key: key.id not in changed)
+    where = settings[KEYS_OF + both[0].id].origin.replace(file.path.name, str(file.path), 1)
+    raise UsageError(
+        f"{where}: {KEYS_OF}{both[0].id}: {quoted(name)} is the key of {both[1].id} "
+        f"({both[1].description}) too: give one of them another"
+    )
 
 
 def _moved(name: str, layers: Sequence[Mapping[str, Setting]]) -> Moved | None:

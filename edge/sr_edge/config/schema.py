@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 from sr_edge.budget import MAX_PRICE
 from sr_edge.errors import UsageError
-from sr_edge.split import Policy
+from sr_edge.keymap import KEYMAP, check_keys
+from sr_edge.policy import Dial
 
 Kind = Literal[
-    "text", "path", "flag", "count", "number", "choice", "words", "command", "url", "variable", "api"
+    "text", "path", "flag", "count", "number", "choice", "words", "command", "url", "variable", "api", "keys"
 ]
 
 PREFIX = "SR_EDGE_"
@@ -64,12 +65,14 @@ class Key:
 
 
 REDACTIONS = ("email", "path", "key")
+KEYS_OF = "ui.keymap."
+_WHEN = ("auto", "always", "never")
 
 SCHEMA: tuple[Key, ...] = (
     Key("default_remote", "text", "the remote that is asked", env="SR_EDGE_REMOTE", flag="--remote"),
     Key("model", "path", "the small model, a GGUF; none is the built-in one"),
     Key("offline", "flag", "open no socket; if any of flag, environment and file says so, it holds", False),
-    Key("offload.policy", "choice", "who writes", "auto", choices=get_args(Policy), env="SR_EDGE_POLICY"),
+    Key("offload.policy", "choice", "who writes", "auto", choices=get_args(Dial), env="SR_EDGE_POLICY"),
     Key("offload.hedge", "flag", "go on locally while the remote's first text is awaited", False),
     Key("offload.max_span_tokens", "count", "of one span", 512, low=1),
     Key("offload.max_spans", "count", "of one answer", low=0),
@@ -82,7 +85,16 @@ SCHEMA: tuple[Key, ...] = (
     Key("sampling.temperature", "number", "0 takes the likeliest token", 0.6, low=0, flag="--temp"),
     Key("sampling.max_tokens", "count", "of the whole answer", 4096, low=1),
     Key("sampling.seed", "count", "makes sampling repeatable", low=0, high=MAX_SEED),
+    Key("ui.theme", "text", "the colours of the chat", "textual-dark"),
+    Key("ui.reasoning", "choice", "is unfolded; auto until the answer begins", "auto", choices=_WHEN),
+    Key("ui.sidebar", "choice", "is shown; auto where there is room", "auto", choices=_WHEN),
+    Key("ui.mouse", "flag", "clicks and wheel; the terminal's own selection needs it off", True),
+    Key("ui.animations", "flag", "whatever moves without need", True),
+    Key("log.enabled", "flag", "conversations are kept on this machine", True, flag="--log"),
 )
+
+KEYS: tuple[Key, ...] = tuple(Key(f"{KEYS_OF}{key.id}", "keys", key.description, key.keys) for key in KEYMAP)
+"""The keys of the chat. `Config.settings` has those that are changed."""
 
 _LONGEST = 86_400.0  # seconds
 _LARGEST = 1e15  # whatever is counted; a float is exact up to here
@@ -107,7 +119,7 @@ REMOTE: tuple[Key, ...] = (
     Key("redact", "words", "as offload.redact, for this remote", choices=REDACTIONS),
 )
 
-_KEYS = {key.name: key for key in SCHEMA}
+_KEYS = {key.name: key for key in (*SCHEMA, *KEYS)}
 _REMOTE_KEYS = {key.name: key for key in REMOTE}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SECRETS = re.compile(r"((api|access|auth|secret)?(key|token)|authorization|bearer|password|secret)")
@@ -128,7 +140,7 @@ def find_key(name: str) -> tuple[tuple[str, ...], Key]:
         return ("profiles", profile, *path), key
     if name in _KEYS:
         return tuple(name.split(".")), _KEYS[name]
-    if any(key.name.startswith(f"{name}.") for key in SCHEMA):
+    if any(other.startswith(f"{name}.") for other in _KEYS):
         raise ValueError(f"{name} is a section: name one of its keys")
     if name.startswith("remotes."):
         remote, leaf = split_remote(name.removeprefix("remotes."), ".")
@@ -194,7 +206,7 @@ def unknown(name: str, known: Iterable[str], section: str) -> str:
         return f"{line}; it belongs into [{places[0]}]"
     if name in _REMOTE_KEYS:
         return f"{line}; it belongs into [remotes.NAME]"
-    return f"{line}; known are {', '.join(known)}"
+    return f"{line}; known are {', '.join(other for other in known if not other.startswith(KEYS_OF))}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -297,6 +309,10 @@ def checked(key: Key, value: object, folder: Path | None = None) -> object:
         case "text":
             if _is_text(value):
                 return value
+        case "keys":
+            if _is_text(value):
+                assert isinstance(value, str)
+                return check_keys(key.name.removeprefix(KEYS_OF), value)
         case "api":
             if _is_text(value):
                 assert isinstance(value, str)

@@ -1,0 +1,267 @@
+"""A conversation that goes on: the tree of its turns, the models that write, and the history that keeps all.
+
+What the user wants comes in by method, on one thread; what the engine says is kept here before anybody is
+shown it, on the engine's. Nothing is drawn here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sr_edge.engine.host import Engine, Heard
+from sr_edge.engine.messages import Answered, Died
+from sr_edge.errors import UsageError
+from sr_edge.events import Event, Finished, SpanClosed
+from sr_edge.past import taken_over
+from sr_edge.split import First, Message
+from sr_edge.store import Conversation, HistoryError, Recorder, Status, Store, Turn, messages, title_of
+
+CAN_GO_ON = frozenset({"stopped", "length", "error", "cut"})
+"""Answers with these ends can be continued."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Something about the history that the user should know."""
+
+    problem: str
+
+
+class Dialogue:
+    """Owns the conversation that is open. All but `hear` belongs to one thread."""
+
+    def __init__(self, store: Store, engine: Callable[[Callable[[Heard], None]], Engine]) -> None:
+        """Args:
+        store: closed with the dialogue.
+        engine: makes one, given who hears it.
+        """
+        self.store = store
+        self.engine = engine(self.hear)
+        self.show: Callable[[Heard | Kept], None] = _unseen
+        """Gets all that the engine says, once it is kept; on the engine's thread."""
+        self.conversation: Conversation | None = None
+        self.turns: list[Turn] = []
+        """From the first to the one that is shown last."""
+        self.policy = "auto"
+        """Of answers to come, for the history."""
+        self._lock = threading.Lock()
+        self._recorder: Recorder | None = None
+        self._is_answering = False
+        self._problem: str | None = None  # the last one that was shown
+
+    @property
+    def is_answering(self) -> bool:
+        return self._is_answering
+
+    @property
+    def running(self) -> str | None:
+        """The turn that is being written."""
+        recorder = self._recorder
+        return recorder.turn if recorder and self.is_answering else None
+
+    # --- moving about: nothing is sent ---------------------------------------------------------------
+
+    def new(self) -> None:
+        self._check_idle()
+        self.conversation, self.turns = None, []
+
+    def open(self, id: str, turn: str | None = None) -> None:
+        """Args:
+        turn: on the branch that is to be shown; None shows the one that was shown last.
+        Raises:
+            UsageError: there is no such conversation.
+        """
+        self._check_idle()
+        self.conversation = self.store.conversation(id)
+        head = self.conversation.head
+        self.turns = self.store.thread(head) if head else []
+        if turn is not None and turn not in [one.id for one in self.turns]:
+            self._move_head(self.store.leaf(turn))
+
+    def reload(self) -> None:
+        """Read the turns again, after an answer. What is not on disk yet stays as it is known.
+
+        Raises:
+            UsageError, HistoryError: it cannot be read.
+        """
+        if self.conversation is not None:
+            conversation = self.store.conversation(self.conversation.id)
+            turns = self.store.thread(conversation.head) if conversation.head else []
+            self.conversation, self.turns = conversation, turns
+
+    def branch(self, turn: str, step: int) -> bool:
+        """Show the branch before (-1) or after (1) this turn. False if there is none."""
+        self._check_idle()
+        siblings = [one.id for one in self.store.siblings(turn)]
+        at = siblings.index(turn) + step
+        if not 0 <= at < len(siblings):
+            return False
+        self._move_head(self.store.leaf(siblings[at]))
+        return True
+
+    # --- asking --------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A prompt, and its answer after what is shown."""
+        self._check_idle()
+        if self.conversation is None:
+            self.conversation = self.store.new_conversation(title_of(text))
+            self.turns = []
+        parent = self.turns[-1].id if self.turns else None
+        self._add_user(parent, text, edited=False)
+        self._answer()
+
+    def edit(self, turn: str, text: str) -> None:
+        """Another prompt in the place of this one: a branch."""
+        self._check_idle()
+        at = self._index(turn)
+        self.turns = self.turns[:at]
+        self._add_user(self.turns[-1].id if self.turns else None, text, edited=True)
+        self._answer()
+
+    def regenerate(self, turn: str) -> None:
+        """Another answer in the place of this one: a branch."""
+        self._check_idle()
+        at = self._index(turn)
+        self.turns = self.turns[: at if self.turns[at].role == "assistant" else at + 1]
+        self._answer()
+
+    def go_on(self, turn: str) -> None:
+        """Continue an answer that was stopped, cut or failed, in its place.
+
+        Raises:
+            UsageError: it is whole.
+        """
+        self._check_idle()
+        at = self._index(turn)
+        one = self.turns[at]
+        if one.role == "assistant" and one.status not in CAN_GO_ON:
+            raise UsageError("this answer is whole: ask on, or have another one written (r)")
+        if one.role == "user":
+            self.regenerate(turn)
+            return
+        past = taken_over(self.store.events(turn))
+        self.turns = self.turns[: at + 1]
+        self._move_head(turn)
+        self._ask(self.store.resume(turn, known=1 + len(past)), self.turns[:at], past, _model_of(one))
+
+    def rerun(self, turn: str, span: int, first: First) -> None:
+        """Write this span again, by whom `first` says, and go on from there: a branch."""
+        self._check_idle()
+        at = self._index(turn)
+        one = self.turns[at]
+        past = taken_over(self.store.events(turn), before_span=span)
+        self.turns = self.turns[:at]
+        self._answer(past=past, past_model=_model_of(one), first=first, taken_from=turn)
+
+    def fork(self, turn: str) -> None:
+        """A new conversation that holds a copy of this one up to the turn."""
+        self._check_idle()
+        at = self._index(turn)
+        source, turns = self.conversation, self.turns[: at + 1]
+        assert source is not None
+        copy = self.store.new_conversation(f"{source.title} (fork)", model=source.model)
+        parent: str | None = None
+        for one in turns:
+            if one.role == "user":
+                parent = self.store.say(copy.id, parent, one.text, edited=one.edited).id
+            else:
+                assert parent is not None
+                recorder = self.store.begin(parent, policy=one.policy, seed=one.seed)
+                for event in self.store.events(one.id):
+                    recorder.add(event)
+                problem = recorder.close("stopped" if one.status in ("running", "cut") else one.status)
+                if problem:
+                    raise HistoryError(problem)
+                parent = recorder.turn
+        self.open(copy.id)
+
+    def stop(self) -> None:
+        self.engine.stop()
+
+    def close(self) -> None:
+        """End everything; what was written so far is kept, as stopped."""
+        self.engine.close()
+        self._end_recording("stopped")
+        self.store.close()
+
+    # --- hearing, on the engine's thread ---------------------------------------------------------------
+
+    def hear(self, heard: Heard) -> None:
+        """Keep what is to be kept, then show it. A span is shown as closed only when it is on disk."""
+        if isinstance(heard, Event):
+            recorder = self._recorder
+            if recorder is not None:
+                recorder.add(heard)
+                if isinstance(heard, SpanClosed | Finished):
+                    recorder.flush()
+                    self._tell(recorder.problem)
+        elif isinstance(heard, Answered | Died):
+            self._end_recording("error" if isinstance(heard, Died) or heard.error else None)
+            self._is_answering = False
+        self.show(heard)
+
+    def _end_recording(self, status: Status | None) -> None:
+        with self._lock:
+            recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            self._tell(recorder.close(status))
+
+    def _tell(self, problem: str | None) -> None:
+        if problem is not None and problem != self._problem:
+            self.show(Kept(problem))
+        self._problem = problem
+
+    # --- helpers ---------------------------------------------------------------------------------------
+
+    def _check_idle(self) -> None:
+        """Raises: UsageError: an answer is being written."""
+        if self.is_answering:
+            raise UsageError("an answer is being written: stop it first (esc)")
+
+    def _index(self, turn: str) -> int:
+        return next(n for n, one in enumerate(self.turns) if one.id == turn)
+
+    def _add_user(self, parent: str | None, text: str, *, edited: bool) -> None:
+        assert self.conversation is not None
+        self.turns.append(self.store.say(self.conversation.id, parent, text, edited=edited))
+
+    def _answer(
+        self,
+        *,
+        past: Sequence[Event] = (),
+        past_model: str | None = None,
+        first: First | None = None,
+        taken_from: str | None = None,
+    ) -> None:
+        recorder = self.store.begin(self.turns[-1].id, policy=self.policy, seed=None, taken_from=taken_from)
+        self._ask(recorder, self.turns, past, past_model, first)
+
+    def _ask(
+        self,
+        recorder: Recorder,
+        before: Sequence[Turn],
+        past: Sequence[Event],
+        past_model: str | None,
+        first: First | None = None,
+    ) -> None:
+        told: list[Message] = messages(before)
+        self._recorder = recorder
+        self._is_answering = True  # from here on: its end may be heard before the next line is over
+        self.engine.answer(told, past=past, past_model=past_model, first=first)
+
+    def _move_head(self, turn: str) -> None:
+        assert self.conversation is not None
+        self.store.set_head(self.conversation.id, turn)
+        self.conversation = replace(self.conversation, head=turn)
+        self.turns = self.store.thread(turn)
+
+
+def _unseen(heard: Heard | Kept) -> None:
+    pass
+
+
+def _model_of(turn: Turn) -> str | None:
+    return turn.transcript.model if turn.transcript else None
