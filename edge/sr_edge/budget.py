@@ -17,7 +17,7 @@ from typing import Any
 
 from sr_edge.errors import UsageError
 from sr_edge.files import locked, write_private
-from sr_edge.split import Outcome, SpanRequest
+from sr_edge.roles import Outcome, SpanRequest
 
 MIN_GRANT = 16
 """Tokens. A span that is cut before it has said anything costs its whole prompt for nothing."""

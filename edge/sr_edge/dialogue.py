@@ -15,7 +15,7 @@ from sr_edge.engine.messages import Answered, Died
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, SpanClosed
 from sr_edge.past import taken_over
-from sr_edge.split import First, Message
+from sr_edge.roles import First, Message
 from sr_edge.store import Conversation, HistoryError, Recorder, Status, Store, Turn, messages, title_of
 
 CAN_GO_ON = frozenset({"stopped", "length", "error", "cut"})

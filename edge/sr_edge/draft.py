@@ -21,7 +21,7 @@ class _Sampled(Protocol):
 
 
 class Branch(Protocol):
-    """What drafting needs of a fork; see `split.LocalModel` for the meaning."""
+    """What drafting needs of a fork; see `roles.LocalModel` for the meaning."""
 
     @property
     def ids(self) -> Sequence[int]: ...

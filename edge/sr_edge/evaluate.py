@@ -21,8 +21,8 @@ from sr_edge.errors import RemoteError
 from sr_edge.events import Event, LocalToken
 from sr_edge.extract import last_boxed, split_reasoning
 from sr_edge.policy import Dial
+from sr_edge.roles import Message, Schedule
 from sr_edge.session import Session
-from sr_edge.split import Message, Schedule
 from sr_edge.suites.demo import Problem, is_correct
 from sr_edge.transcript import Transcript, fold
 

@@ -31,7 +31,7 @@ from sr_edge.errors import (
 from sr_edge.gguf_header import Header, read_header
 from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
-from sr_edge.split import NO_BIAS, Message, Prompt, Sampled
+from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled
 from sr_edge.vocabulary import Vocabulary
 
 _NUM_SEEDS = 0xFFFFFFFF  # this one itself means "random" to llama.cpp
@@ -71,7 +71,7 @@ class SamplerSettings:
 
 
 class LlamaLocal:
-    """See `split.LocalModel`. Use it from one thread at a time."""
+    """See `roles.LocalModel`. Use it from one thread at a time."""
 
     def __init__(self, model: _Model, sequence: int, parent: LlamaLocal | None, *, greedy: bool) -> None:
         """For `open` and `fork`."""

@@ -17,7 +17,7 @@ from sr_edge.remote.deadlines import Deadlines
 from sr_edge.remote.egress import Door
 from sr_edge.remote.endpoint import Endpoint
 from sr_edge.remote.rehearsal import Rehearsal
-from sr_edge.split import LocalModel, Message, RemoteModel
+from sr_edge.roles import LocalModel, Message, RemoteModel
 
 if TYPE_CHECKING:
     from sr_edge.config import RemoteConfig

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 from sr_edge.events import End
-from sr_edge.split import Gate, Grant, Outcome, Refusal, SpanRequest
+from sr_edge.roles import Gate, Grant, Outcome, Refusal, SpanRequest
 
 Dial = Literal["auto", "ask", "local", "remote"]
-"""`split.Policy`, and `ask`: as `auto`, but the user sees what would leave, and decides."""
+"""`roles.Policy`, and `ask`: as `auto`, but the user sees what would leave, and decides."""
 
 Consent = Callable[[SpanRequest], bool]
 """Asks the user; waits as long as it takes."""

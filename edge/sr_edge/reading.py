@@ -51,7 +51,7 @@ class Branch(Protocol):
 
 
 class Cache(Protocol):
-    """What reading needs of the local model; see `split.LocalModel` for the meaning."""
+    """What reading needs of the local model; see `roles.LocalModel` for the meaning."""
 
     @property
     def ids(self) -> Sequence[int]: ...

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from urllib.parse import quote
 
 from sr_edge.errors import UsageError
-from sr_edge.split import Message, Outcome, RemoteModel, RemoteStream
+from sr_edge.roles import Message, Outcome, RemoteModel, RemoteStream
 
 Rule = Literal["email", "path", "key"]
 RULES: tuple[Rule, ...] = get_args(Rule)

@@ -13,19 +13,9 @@ from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, Started
 from sr_edge.passport import demo_paths
 from sr_edge.policy import Consent, Dial, DialGate, nobody
+from sr_edge.roles import First, Gate, Limits, LocalModel, Message, Progress, RemoteModel, Schedule, Steering
 from sr_edge.shelf import find
-from sr_edge.split import (
-    First,
-    Gate,
-    Limits,
-    LocalModel,
-    Message,
-    Progress,
-    RemoteModel,
-    Schedule,
-    SplitDecoder,
-    Steering,
-)
+from sr_edge.split import SplitDecoder
 from sr_edge.suites import demo
 from sr_edge.terminal import safe_line
 

@@ -31,7 +31,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sr_edge.errors import ModelError
-from sr_edge.split import Message
+from sr_edge.roles import Message
 
 _THINK_TAGS = re.compile(r"(</?think>)")
 _OPEN_THINKING = re.compile(r"<think>\s*\Z")

@@ -11,7 +11,8 @@ from tests.raw_server import DONE, FIN, HANG, RawServer, head, page, text, usage
 from sr_edge.commands.replay import recorded
 from sr_edge.config import RemoteConfig
 from sr_edge.outside import Terms, reach
-from sr_edge.split import Message, SplitDecoder
+from sr_edge.roles import Message
+from sr_edge.split import SplitDecoder
 from sr_edge.testing import END, OPEN, ScriptedLocal
 from sr_edge.transcript import fold
 

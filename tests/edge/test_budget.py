@@ -24,7 +24,7 @@ from sr_edge.budget import (
     Spent,
     dollars,
 )
-from sr_edge.split import Outcome, SpanRequest
+from sr_edge.roles import Outcome, SpanRequest
 
 DAY = date(2026, 3, 14)
 PRICE = Price(input=1.0, output=4.0)

@@ -18,7 +18,8 @@ from sr_edge.local import LlamaLocal
 from sr_edge.passport import demo_paths, read_passport
 from sr_edge.past import taken_over
 from sr_edge.remote.local_gguf import LocalGGUF
-from sr_edge.split import Limits, Message, Outcome, SplitDecoder, Steering
+from sr_edge.roles import Limits, Message, Outcome, Steering
+from sr_edge.split import SplitDecoder
 from sr_edge.suites.demo import HARD_KINDS, is_correct, problems
 from sr_edge.testing import Reply, ScriptedRemote
 from sr_edge.transcript import fold

@@ -17,7 +17,7 @@ from sr_edge.remote.dialects import (
     known_host,
     request,
 )
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 MESSAGES = [Message("system", "Be brief."), Message("user", "how?")]
 OPEN = "<think>\n"

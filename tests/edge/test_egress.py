@@ -18,7 +18,7 @@ from sr_edge.errors import EdgeError, UsageError
 from sr_edge.remote.egress import Door, OfflineError, site_of
 from sr_edge.remote.endpoint import Deadlines, Endpoint
 from sr_edge.remote.exchange import ForbiddenPeerError, HungUpError
-from sr_edge.split import Message, Outcome, Prompt
+from sr_edge.roles import Message, Outcome, Prompt
 from sr_edge.testing.fault_endpoint import AT_ONCE
 
 QUESTION = [Message("user", "how? (canary question)")]
@@ -486,7 +486,7 @@ sys.addaudithook(lambda event, args: opened.append([event, str(args[-1])]) if ev
 from pathlib import Path
 from sr_edge.remote.egress import Door, OfflineError
 from sr_edge.remote.endpoint import Endpoint
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 url, offline = sys.argv[1], sys.argv[2] == "offline"
 door = Door(offline=offline)
 remote = Endpoint(url, prompt=lambda messages: Prompt((), "x", ""), door=door, api_key="sk-canary")

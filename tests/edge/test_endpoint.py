@@ -38,7 +38,7 @@ from sr_edge.remote.dialects import Capabilities, Quirks
 from sr_edge.remote.endpoint import Deadlines, Endpoint
 from sr_edge.remote.overflow import without_oldest_half
 from sr_edge.remote.reply import plain_line
-from sr_edge.split import Message, Outcome, Prompt
+from sr_edge.roles import Message, Outcome, Prompt
 from sr_edge.testing.fault_endpoint import HALF_CLOSE, Slice
 
 QUESTION = [Message("system", "Be brief."), Message("user", "how?")]
@@ -1157,7 +1157,7 @@ def test_closing_hangs_up_at_once_and_the_thread_ends(script):
 FORGETFUL = """
 import sys
 from sr_edge.remote.endpoint import Endpoint
-from sr_edge.split import Prompt
+from sr_edge.roles import Prompt
 span = Endpoint(sys.argv[1], prompt=lambda messages: Prompt((), "", ""), model="big").stream([], "", 8)
 while not span.read(1.0):
     pass

@@ -14,8 +14,8 @@ from sr_edge import commands
 from sr_edge.commands.interrupt import Interrupt
 from sr_edge.errors import RemoteError
 from sr_edge.evaluate import CHUNK, answers, random_schedule, summary, wilson
+from sr_edge.roles import Outcome
 from sr_edge.session import Session
-from sr_edge.split import Outcome
 from sr_edge.suites.demo import problems
 from sr_edge.testing import END, OPEN, Reply, ScriptedLocal, ScriptedRemote
 

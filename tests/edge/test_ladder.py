@@ -6,7 +6,7 @@ import pytest
 from tests.edge.dialect_servers import QUESTION, SERVERS, TEXT, THOUGHT, served
 
 from sr_edge.remote.endpoint import Deadlines, Endpoint
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 MESSAGES = [Message("user", QUESTION)]
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"

@@ -36,7 +36,7 @@ from sr_edge.errors import (
 from sr_edge.local import LlamaLocal
 from sr_edge.markers import OPEN
 from sr_edge.passport import demo_paths
-from sr_edge.split import Message
+from sr_edge.roles import Message
 
 TOLERANCE = 0.02
 """Between logits that were computed in other batches or cells; they range over some 10."""

@@ -10,7 +10,8 @@ from sr_edge.errors import ModelError
 from sr_edge.events import SpanClosed, SpanDelta, SpanOpened
 from sr_edge.local import LlamaLocal
 from sr_edge.remote.local_gguf import LocalGGUF
-from sr_edge.split import Message, Outcome, SplitDecoder
+from sr_edge.roles import Message, Outcome
+from sr_edge.split import SplitDecoder
 from sr_edge.testing import OPEN, ScriptedLocal
 
 QUESTION = [Message("user", "how?")]

@@ -20,7 +20,8 @@ from tests.edge.test_split import (
 from sr_edge.errors import ContextFullError, StoppedError
 from sr_edge.events import Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started
 from sr_edge.past import Past, taken_over
-from sr_edge.split import Limits, Message, Outcome, SplitDecoder, Steering
+from sr_edge.roles import Limits, Message, Outcome, Steering
+from sr_edge.split import SplitDecoder
 from sr_edge.testing import CLOSE, END, OPEN, Reply, ScriptedLocal, ScriptedRemote, TextLocal
 from sr_edge.transcript import fold
 

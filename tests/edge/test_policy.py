@@ -3,7 +3,7 @@
 import pytest
 
 from sr_edge.policy import COOLDOWNS, MAX_WAIT, Breaker, DialGate, SpanGate
-from sr_edge.split import Grant, Outcome, Refusal, SpanRequest
+from sr_edge.roles import Grant, Outcome, Refusal, SpanRequest
 
 DOWN = Outcome("error", "connection refused at 127.0.0.1:9", fault="unreachable")
 WELL = Outcome("stop")

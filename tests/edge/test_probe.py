@@ -20,7 +20,7 @@ from sr_edge.remote.probe import LEAD, LETTERS, Heard, survey
 from sr_edge.remote.reply import ReplyReader
 from sr_edge.remote.seam import Seam
 from sr_edge.remote.sse import ServerSentEvent
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 

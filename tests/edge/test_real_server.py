@@ -15,7 +15,7 @@ from sr_edge.local import LlamaLocal
 from sr_edge.remote import asking
 from sr_edge.remote.endpoint import Deadlines, Endpoint
 from sr_edge.remote.local_gguf import LocalGGUF
-from sr_edge.split import Message, Outcome
+from sr_edge.roles import Message, Outcome
 
 xllamacpp = pytest.importorskip("xllamacpp")
 

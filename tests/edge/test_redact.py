@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sr_edge.errors import UsageError
 from sr_edge.redact import RULES, Redacting, Redactor, Restorer, rules
-from sr_edge.split import Message
+from sr_edge.roles import Message
 from sr_edge.suites.demo import problems, solution_text
 from sr_edge.testing import Reply, ScriptedRemote, ScriptedStream
 

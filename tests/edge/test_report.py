@@ -21,7 +21,8 @@ from sr_edge.report import (
     span_table,
     usage_line,
 )
-from sr_edge.split import Limits, Message, Outcome, SplitDecoder
+from sr_edge.roles import Limits, Message, Outcome
+from sr_edge.split import SplitDecoder
 from sr_edge.terminal import safe
 from sr_edge.testing import END, OPEN, Reply, ScriptedLocal, ScriptedRemote
 from sr_edge.transcript import fold

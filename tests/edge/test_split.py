@@ -17,7 +17,8 @@ from sr_edge.events import (
     from_json,
     to_json,
 )
-from sr_edge.split import Grant, Limits, Message, Outcome, Refusal, SplitDecoder
+from sr_edge.roles import Grant, Limits, Message, Outcome, Refusal
+from sr_edge.split import SplitDecoder
 from sr_edge.testing import CLOSE, END, OPEN, Reply, ScriptedLocal, ScriptedRemote, TextLocal
 from sr_edge.transcript import fold
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from sr_edge.remote.endpoint import Deadlines, Endpoint
-from sr_edge.split import Prompt
+from sr_edge.roles import Prompt
 
 STEP = 0.006  # seconds a token
 

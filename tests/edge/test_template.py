@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.tiny_gguf import CHATML
 
 from sr_edge.errors import ModelError
-from sr_edge.split import Message
+from sr_edge.roles import Message
 from sr_edge.template import Piece, Rendering, render
 
 DEEPSEEK_R1 = (

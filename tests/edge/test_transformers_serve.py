@@ -26,7 +26,7 @@ from tests.tiny_gguf import CHATML, CONTROL, USER_DEFINED, byte_spellings
 
 from sr_edge.remote.dialects import asked
 from sr_edge.remote.endpoint import Deadlines, Endpoint
-from sr_edge.split import Message, Outcome, Prompt
+from sr_edge.roles import Message, Outcome, Prompt
 from sr_edge.template import render
 
 NEEDS = ("torch", "transformers", "accelerate", "fastapi", "openai", "pydantic", "uvicorn")

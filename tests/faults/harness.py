@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from sr_edge.remote.endpoint import Deadlines, Endpoint
-from sr_edge.split import Prompt
+from sr_edge.roles import Prompt
 from sr_edge.suites.demo import HARD_KINDS, problems
 from sr_edge.testing.fault_endpoint import CHAT, COMPLETIONS, Send, chunk, head
 from sr_edge.testing.oracle import CANARY, Case, check

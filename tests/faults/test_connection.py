@@ -104,7 +104,8 @@ LEAVING = """
 import socket, sys, time
 socket.getaddrinfo = lambda *args, **kwargs: time.sleep(30)
 from sr_edge.remote.endpoint import Deadlines, Endpoint
-from sr_edge.split import Message, Prompt, SplitDecoder
+from sr_edge.roles import Message, Prompt
+from sr_edge.split import SplitDecoder
 from sr_edge.testing.oracle import writer
 remote = Endpoint("https://slow.host", prompt=lambda messages: Prompt((), "", ""), model="big",
                   deadlines=Deadlines(connect=0.1))

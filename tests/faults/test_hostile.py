@@ -12,7 +12,8 @@ from tests.faults.test_real_model import small  # noqa: F401  a fixture
 from sr_edge.errors import UsageError
 from sr_edge.policy import SpanGate
 from sr_edge.remote.endpoint import Endpoint
-from sr_edge.split import Limits, Message, SplitDecoder
+from sr_edge.roles import Limits, Message
+from sr_edge.split import SplitDecoder
 from sr_edge.testing.fault_endpoint import FIN, FaultEndpoint, failure, head, page
 from sr_edge.testing.models import CLOSE, END, OPEN, ScriptedLocal
 from sr_edge.testing.oracle import AFTER, BEFORE, CANARY, Case, captured_logs, leaks, writer

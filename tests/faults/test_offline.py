@@ -12,7 +12,8 @@ from tests.command_line import call, environment
 from tests.faults.harness import EARLY, PIECES, TALLY, WIRES, endpoint
 
 from sr_edge.remote.egress import Door
-from sr_edge.split import Message, SplitDecoder
+from sr_edge.roles import Message
+from sr_edge.split import SplitDecoder
 from sr_edge.testing.egress_trap import EgressTrap
 from sr_edge.testing.fault_endpoint import HANG, Await, FaultEndpoint, Loop, Sleep, closed_port, head
 from sr_edge.testing.oracle import AFTER, BEFORE, CANARY, broken_laws, status_of, writer
@@ -31,6 +32,13 @@ COMMANDS = [
     ("ask", QUESTION, "--offline", "--policy", "remote", "--big", URL),
     ("ask", QUESTION, "--dry-run", "--temp", "0", "--remote", "far"),
     ("replay", "{home}/events.jsonl"),
+    ("chat", "--help"),
+    ("logs",),
+    ("logs", "show"),
+    ("logs", "search", "coins"),
+    ("logs", "stats"),
+    ("models",),
+    ("doctor",),
     ("eval", "--n", "2", "--offline", "--big", URL, "--arm", "split"),
     ("eval", "--print-problems", "2"),
     ("remote", "list"),

@@ -25,7 +25,7 @@ from tests.faults.test_torture import REPLY, Ports, answer
 
 from sr_edge.local import LlamaLocal
 from sr_edge.passport import demo_paths
-from sr_edge.split import Grant, Limits, Message, Refusal
+from sr_edge.roles import Grant, Limits, Message, Refusal
 from sr_edge.testing.fault_endpoint import (
     DONE,
     FIN,

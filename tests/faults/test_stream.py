@@ -17,7 +17,7 @@ from tests.faults.harness import (
     wordless,
 )
 
-from sr_edge.split import Limits, Prompt
+from sr_edge.roles import Limits, Prompt
 from sr_edge.testing.fault_endpoint import (
     CHAT,
     COMPLETIONS,

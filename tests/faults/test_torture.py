@@ -16,7 +16,8 @@ from tests.faults.harness import TALLY, endpoint
 
 from sr_edge.commands.ask import EventLog
 from sr_edge.events import from_json
-from sr_edge.split import Limits, SplitDecoder
+from sr_edge.roles import Limits
+from sr_edge.split import SplitDecoder
 from sr_edge.testing.fault_endpoint import COMPLETIONS, DONE, FaultEndpoint, Sleep, chunked, usage
 from sr_edge.testing.models import END, OPEN, ScriptedLocal
 from sr_edge.testing.oracle import CANARY, QUESTION, broken_laws, clean, leaks, status_of

@@ -11,8 +11,8 @@ from sr_edge.budget import dollars
 from sr_edge.commands.leaving import receiver
 from sr_edge.policy import Consent, nobody
 from sr_edge.report import StreamView, size
+from sr_edge.roles import Message, SpanRequest
 from sr_edge.session import Session
-from sr_edge.split import Message, SpanRequest
 from sr_edge.terminal import safe
 from sr_edge.transcript import Fold
 

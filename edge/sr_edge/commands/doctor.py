@@ -131,7 +131,7 @@ def _ask(remote: RemoteConfig, config: Config) -> str:
     """Raises: UsageError, RemoteError: it cannot be asked, or does not answer."""
     from sr_edge.remote.egress import Door
     from sr_edge.remote.endpoint import Deadlines, Endpoint
-    from sr_edge.split import Prompt
+    from sr_edge.roles import Prompt
 
     key = find_key(remote, environ=os.environ, say=note)
     with Endpoint(

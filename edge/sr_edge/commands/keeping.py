@@ -9,7 +9,7 @@ from typing import Self
 from sr_edge.commands.output import note
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, SpanClosed
-from sr_edge.split import Message
+from sr_edge.roles import Message
 from sr_edge.store import (
     Conversation,
     HistoryError,

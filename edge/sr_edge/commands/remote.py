@@ -21,7 +21,7 @@ from sr_edge.config.schema import REMOTE, check_name, checked
 from sr_edge.errors import ModelError, RemoteError, UsageError
 from sr_edge.files import cache_dir, config_path
 from sr_edge.keys import KnownKey, find_key, known_keys, remove_key
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 from sr_edge.terminal import safe_line
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from sr_edge.engine.messages import (
 )
 from sr_edge.errors import EdgeError, UsageError
 from sr_edge.events import Event
-from sr_edge.split import Message, SpanRequest
+from sr_edge.roles import Message, SpanRequest
 
 if TYPE_CHECKING:
     from sr_edge.session import Session

@@ -40,7 +40,7 @@ from sr_edge.engine.messages import (
 )
 from sr_edge.events import Event
 from sr_edge.policy import Dial
-from sr_edge.split import First, Message
+from sr_edge.roles import First, Message
 
 Heard: TypeAlias = Report | Event
 

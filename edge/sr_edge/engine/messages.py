@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from sr_edge.events import Event, from_json, to_json
 from sr_edge.policy import Dial
-from sr_edge.split import First, Message
+from sr_edge.roles import First, Message
 
 Verdict = Literal["yes", "no"]
 
@@ -135,7 +135,7 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """See `split.Progress`."""
+    """See `roles.Progress`."""
 
     kind: ClassVar[str] = "working"
     doing: Literal["reading", "catching up"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from sr_edge.remote.exchange import Stage
-from sr_edge.split import Outcome
+from sr_edge.roles import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from sr_edge.remote.receiving import Receiving, WrappedError
 from sr_edge.remote.retry import pause
 from sr_edge.remote.seam import Seam
 from sr_edge.remote.server import Server
-from sr_edge.split import Message, Outcome, Prompt
+from sr_edge.roles import Message, Outcome, Prompt
 
 MAX_POSTS = 4
 """Of one span, with the user's words in them: those that are refused count too."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from sr_edge.errors import UsageError
 from sr_edge.extract import END_THINK, THINK, is_thinking
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 CHAT = "/chat/completions"
 COMPLETIONS = "/completions"

@@ -23,7 +23,7 @@ from sr_edge.remote.deadlines import Deadlines, SleepWatch
 from sr_edge.remote.dialects import Capabilities, dialect_named
 from sr_edge.remote.egress import Door, site_of
 from sr_edge.remote.server import Server
-from sr_edge.split import Message, Outcome, Prompt
+from sr_edge.roles import Message, Outcome, Prompt
 
 __all__ = ["Deadlines", "Endpoint", "EndpointStream", "Preview"]
 

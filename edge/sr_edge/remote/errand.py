@@ -22,7 +22,7 @@ from sr_edge.remote.probe import survey as survey_of
 from sr_edge.remote.reply import UnreadableError, parse_object
 from sr_edge.remote.server import Server
 from sr_edge.remote.stopping import stops
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 T = TypeVar("T")
 Ask: TypeAlias = Callable[[str, Mapping[str, Any]], Reply]

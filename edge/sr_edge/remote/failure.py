@@ -22,7 +22,7 @@ from sr_edge.remote.exchange import (
 )
 from sr_edge.remote.reply import UnreadableError, error_text, parse_object
 from sr_edge.remote.retry import seconds_to_wait
-from sr_edge.split import Fault
+from sr_edge.roles import Fault
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Literal, Self
 from sr_edge.errors import ContextFullError, EdgeError
 from sr_edge.local import LlamaLocal
 from sr_edge.reading import common_length
-from sr_edge.split import LocalModel, Message, Outcome
+from sr_edge.roles import LocalModel, Message, Outcome
 
 _PREFILL = 128  # prompt tokens between two looks at the clock
 

@@ -26,7 +26,7 @@ from sr_edge.remote.dialects import (
     request,
 )
 from sr_edge.remote.seam import Seam
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 Verdict = Literal["continues", "echoes", "restarts", "refused", "leaked", "silent", "other"]
 """What a server makes of an unfinished answer.

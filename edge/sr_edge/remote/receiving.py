@@ -14,7 +14,7 @@ from sr_edge.remote.failure import FailedError, Failure, of_report
 from sr_edge.remote.reply import ReplyError, ReplyReader, parse_object
 from sr_edge.remote.seam import Seam
 from sr_edge.remote.sse import ServerSentEvent, SseDecoder, SseLimitError
-from sr_edge.split import Fault, Outcome
+from sr_edge.roles import Fault, Outcome
 
 MAX_TEXT = 64 << 10  # characters of one span
 

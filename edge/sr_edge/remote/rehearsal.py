@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sr_edge.remote.endpoint import Preview
-from sr_edge.split import Message, Outcome
+from sr_edge.roles import Message, Outcome
 
 
 class Previews(Protocol):

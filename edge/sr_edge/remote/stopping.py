@@ -12,7 +12,7 @@ from sr_edge.remote.dialects import COMPLETIONS, DIALECTS, INSTRUCT, Capabilitie
 from sr_edge.remote.exchange import Reply
 from sr_edge.remote.failure import FailedError
 from sr_edge.remote.hearing import hear
-from sr_edge.split import Message, Prompt
+from sr_edge.roles import Message, Prompt
 
 _LONG, _SHORT = 160, 1  # tokens
 _HEARD = 4  # chunks of the long reply before we hang up

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sr_edge.extract import split_reasoning
-from sr_edge.split import Message
+from sr_edge.roles import Message
 from sr_edge.store.records import Turn
 from sr_edge.terminal import safe_line
 

@@ -15,7 +15,7 @@ from typing import Self
 from sr_edge import markers as m
 from sr_edge.errors import ContextFullError
 from sr_edge.markers import Markers
-from sr_edge.split import NO_BIAS, Message, Outcome, Prompt, Sampled
+from sr_edge.roles import NO_BIAS, Message, Outcome, Prompt, Sampled
 
 OPEN, CLOSE, END = 256, 257, 258
 _TURN = 259  # stands for a turn's header in a rendered prompt

@@ -46,7 +46,8 @@ from sr_edge.events import (
     from_json,
     to_json,
 )
-from sr_edge.split import Gate, Limits, LocalModel, Message, RemoteModel, SplitDecoder
+from sr_edge.roles import Gate, Limits, LocalModel, Message, RemoteModel
+from sr_edge.split import SplitDecoder
 from sr_edge.testing.egress_trap import EgressTrap
 from sr_edge.testing.fault_endpoint import AT_ONCE, Connection, FaultEndpoint, Request, Script
 from sr_edge.testing.models import END, OPEN, ScriptedLocal
