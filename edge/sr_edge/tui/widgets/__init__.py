@@ -1,0 +1,1 @@
+"""What draws one thing each, and says by messages what was asked for."""
