@@ -13,7 +13,7 @@ from tests.command_line import environment
 from sr_edge.engine.host import Engine, Heard
 from sr_edge.engine.messages import Answered, Asked, Choices, Loading, Ready, Working
 from sr_edge.events import LocalToken, SpanDelta, SpanOpened
-from sr_edge.split import Message
+from sr_edge.roles import Message
 from sr_edge.suites.demo import HARD_KINDS, problems
 from sr_edge.testing.fault_endpoint import COMPLETIONS, HANG, FaultEndpoint, Loop, Script, Sleep, head, page
 

@@ -20,8 +20,8 @@ from tests.engine.situations import (
 from sr_edge.engine.messages import Answered, Answering, Asked, Failed, Loading, Ready, Working
 from sr_edge.events import Event, Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started
 from sr_edge.past import taken_over
+from sr_edge.roles import Message
 from sr_edge.session import Session, SessionSettings
-from sr_edge.split import Message
 from sr_edge.testing.fault_endpoint import COMPLETIONS, HANG
 from sr_edge.transcript import fold
 

@@ -41,7 +41,7 @@ from sr_edge.events import (
     Started,
 )
 from sr_edge.policy import Dial
-from sr_edge.split import First, Message
+from sr_edge.roles import First, Message
 
 TEXT = st.text()  # lone surrogates and line separators of all kinds among them
 MAYBE = st.none() | TEXT

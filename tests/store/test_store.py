@@ -11,7 +11,7 @@ from tests.store.streams import scripted
 
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, LocalToken, SpanClosed, SpanOpened, Started
-from sr_edge.split import Message
+from sr_edge.roles import Message
 from sr_edge.store import HistoryError, Store, messages, rows, title_of
 from sr_edge.store.opening import connect, transaction
 

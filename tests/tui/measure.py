@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from tests.engine.situations import HARD
 from tests.tui.in_pty import STAGED, Program
 
 KEYS = [chr(n) for n in range(0x0410, 0x0450)]  # letters that nothing else here writes
@@ -50,15 +49,14 @@ def status_of(screen: str) -> str:
     return line.rsplit("│", 1)[-1].strip()
 
 
-def type_along(program: Program, n: int, rng: random.Random, goes_on: Callable[[], bool]) -> list[float]:
+def type_along(program: Program, n: int, rng: random.Random) -> list[float]:
     """Type as people do; milliseconds until each letter is on the screen."""
     took = []
     for key in KEYS[:n]:
         time.sleep(rng.uniform(0.05, 0.2))
-        if not goes_on():
-            break
         took.append(program.echo(key) * 1000)
     program.type(CTRL_C)  # clears what is typed
+    time.sleep(0.3)
     return took
 
 
@@ -98,28 +96,20 @@ def start(n: int = 7) -> None:
                 row("" if run else "  (the first one compiles)", f"{cpu:.2f}", f"{wall:.2f}", f"{ready:.2f}")
 
 
-def keys(rounds: int = 12) -> None:
+def keys() -> None:
     """From a keypress until the letter is on the screen, while an answer is written."""
     row("keypress to screen, ms", "n", "p50", "p95", "max")
     rng = random.Random(0)
-    with a_home() as home, Program(home=home) as program:
-        program.until(lambda screen: "●" in screen or "⊘" in status_of(screen) or "idle" in status_of(screen))
-        latencies("nothing is written", type_along(program, 40, rng, lambda: True))
-        took: list[float] = []
-        for n in range(rounds):
-            time.sleep(0.3)
-            program.type(HARD[n] + "\r")
-            program.until(lambda screen: status_of(screen)[:1] in SPINNER, patience=10)
-            took += type_along(program, 40, rng, lambda: status_of(program.screen())[:1] in SPINNER)
-            program.until(lambda screen: status_of(screen)[:1] not in SPINNER)
-        latencies("the built-in pair, at full speed", took)
-    for rate, name in ((100, "100 tokens a second"), (30, "30 tokens a second, all cores busy")):
+    for rate, is_busy in ((0, False), (30, False), (1000, False), (30, True), (1000, True)):
         with a_home() as home, Program(home=home, command=STAGED, env=talking(2000, rate)) as program:
             program.until("idle")
-            program.type("go\r")
-            program.until("◆1")
-            with busy_cores() if "busy" in name else nullcontext():
-                latencies(name, [ms for _ in range(3) for ms in type_along(program, 40, rng, lambda: True)])
+            if rate:
+                program.type("go\r")
+                program.until("◆1")
+            with busy_cores() if is_busy else nullcontext():
+                took = [ms for _ in range(3) for ms in type_along(program, 40, rng)]
+            what = f"{rate:,} tokens a second" if rate else "nothing is written"
+            latencies(what + (", all cores busy" if is_busy else ""), took)
 
 
 def cpu(seconds: float = 10.0) -> None:

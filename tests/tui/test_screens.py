@@ -23,7 +23,7 @@ from sr_edge.tui.app import EdgeApp
 from sr_edge.tui.widgets.prompt import Prompt
 from sr_edge.tui.widgets.transcript import Talk
 
-TRIES = 500
+TRIES = 300
 STORIES = Path(__file__).with_name("stories")
 QUESTION = "What are the last two digits of 7^2024?"
 NOON = datetime.datetime(2026, 3, 12, 12, tzinfo=datetime.UTC).timestamp()
@@ -133,7 +133,7 @@ async def waiting(stage: Stage) -> None:
 
 async def asking(stage: Stage) -> None:
     await stage.asks()
-    await stage.sees("lab wants")
+    await stage.sees(" wants ")
     consent = stage.app.chat.query_one("#consent")
     await until(stage.pilot, lambda: consent._settling is None, tries=TRIES)  # type: ignore[attr-defined]
 
