@@ -208,3 +208,21 @@ def test_a_terminal_gets_help_without_escape_codes() -> None:
     assert code == 0
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 60
+
+
+def test_a_signal_is_heard_while_native_code_computes():
+    """In a process of its own: a call into C that lasts until somebody ends it, as a long prompt does."""
+    program = """
+import ctypes, os, signal, threading
+from sr_edge.commands.interrupt import Interrupt
+
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+libc.pthread_mutex_init(mutex, None)
+libc.pthread_mutex_lock(mutex)
+with Interrupt() as interrupt, interrupt.ending(lambda: libc.pthread_mutex_unlock(mutex)):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    libc.pthread_mutex_lock(mutex)  # until somebody unlocks it
+    print(interrupt())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

@@ -200,10 +200,18 @@ def ask(
     if as_lines and spans is None:
         spans = "none"  # one stream is enough
     output = Output(spans, is_answer_text=not (as_object or as_lines or extract))
+    folding = Fold()
+
+    def stop_reading() -> None:
+        """A long prompt is seconds of work in one step; all that follows is done in small ones."""
+        if not folding.transcript.model:
+            session.stop()
+
     with (
         Interrupt(*ENDING) as interrupt,
         Keeping(keeps=config.log.enabled and not dry_run, goes_on=goes_on, id=cid) as keeping,
         Session.open(settings, warn=note, progress=interrupt.check) as session,
+        interrupt.ending(stop_reading),
         EventLog(events) as log,
     ):
         for notice in session.notices:
@@ -214,7 +222,6 @@ def ask(
         def is_over() -> bool:
             return interrupt() or (rehearsal is not None and rehearsal.preview is not None)
 
-        folding = Fold()
         has_disclosed = rehearsal is not None
         try:
             keeping.begin(question, policy=settings.policy, seed=settings.seed)

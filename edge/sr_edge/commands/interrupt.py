@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -33,6 +35,35 @@ class Interrupt:
 
     def __call__(self) -> bool:
         return self._number is not None
+
+    @contextmanager
+    def ending(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Call `stop` as soon as one of the signals comes, on another thread.
+
+        Python hears a signal between two of its own steps. One step may be a call of llama.cpp that reads a
+        long prompt for seconds; `stop` can end that.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+        def listen() -> None:
+            with open(heard, "rb", buffering=0) as signals:
+                while number := signals.read(1):
+                    if number[0] in self._signals:
+                        stop()
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(told)
+            listener.join()
 
     @property
     def code(self) -> int:
