@@ -88,7 +88,7 @@ class SplitDecoder:
     ) -> None:
         """Args:
         gate: asked before each span; None lets every span leave.
-        steer: looked at before each token.
+        steer: looked at before each token, and while a span is read.
         hedge: whether the small model writes on, on a branch, until the remote's first text is there.
         clock: seconds, monotonic.
         """
@@ -201,7 +201,7 @@ class _Answer:
         yield from self._past_events
         if self._past.cut is not None:
             yield self._close_past(self._past.cut)
-        if self._policy == "remote":
+        if self._policy == "remote" and first != "local":
             yield from self._remote_answer()
         else:
             yield from self._local_answer(schedule, first)
@@ -458,6 +458,8 @@ class _Answer:
             while span.end is None:
                 if self._cancelled():
                     span.end, is_over = "cancelled", True
+                elif not self._steer().asks:  # the remote may be asked again: not any more
+                    span.end, span.error, is_over = "cancelled", "you want to stay local", True
                 elif (text := stream.read(0.0 if span.is_drafting else _POLL)) is None:
                     is_over = True
                     if self._cancelled():  # a model on this machine was stopped in the middle of a step

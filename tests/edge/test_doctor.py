@@ -438,3 +438,10 @@ def test_without_llama_cpp_the_doctor_still_works(tmp_path: Path, home: dict[str
     assert done.returncode == 1, done.stderr
     (gpu,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "gpu"]
     assert "libllama.so: cannot open" in gpu["says"]
+
+
+def test_nothing_in_the_current_folder_is_run(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    ask = "import json; print(json.dumps({'offloads': False, 'devices': []}))"
+    assert machine.gpu(ask=ask) == machine.Gpu(False, ())

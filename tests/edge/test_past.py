@@ -256,6 +256,12 @@ def test_where_the_small_model_is_to_write_it_does_not_ask():
     assert remote.asked == ["abc"]
 
 
+def test_the_small_model_writes_where_it_is_told_to_though_the_policy_is_remote():
+    local, remote = ScriptedLocal([[*b"mine"]]), ScriptedRemote(["theirs"])
+    events = run_past(local, remote, (), first="local", policy="remote")
+    assert (fold(events).text, remote.streams) == ("mine", [])
+
+
 def test_where_the_large_model_is_to_write_a_span_opens_between_markers():
     past = taken_over(run(ScriptedLocal([[*b"ab"]])))[:1]
     local, gate = ScriptedLocal([[*b"a", OPEN], [*b"b"]]), OneGate()
@@ -438,6 +444,19 @@ def test_the_dial_is_looked_at_before_each_token():
         written += [event.text] if isinstance(event, LocalToken) else []
     assert remote.asked == ["a", "a1bc"]
     assert "".join(written) == "abcd"
+
+
+def test_a_span_is_hung_up_on_when_the_dial_is_turned_to_local():
+    looks = itertools.count()
+    local, remote = (
+        ScriptedLocal([[*b"a", OPEN], [*b"b"]]),
+        ScriptedRemote([Reply(("one ", *[""] * 50, "two"))]),
+    )
+    decoder = SplitDecoder(local, remote, steer=lambda: Steering(asks=next(looks) < 5))
+    transcript = assert_lawful(list(decoder.generate(QUESTION)), local)
+    assert [(span.text, span.end) for span in transcript.spans] == [("one ", "cancelled")]
+    assert (transcript.finish, transcript.text) == ("stop", "aone b")
+    assert remote.streams[0].closed
 
 
 def test_the_time_in_which_the_user_is_asked_is_neither_models():

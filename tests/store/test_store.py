@@ -151,6 +151,41 @@ def test_a_stopped_answer_goes_on_in_its_place(store: Store) -> None:
     assert len(store.siblings(turn)) == 1
 
 
+def test_an_answer_that_is_being_written_is_not_taken_over(store: Store) -> None:
+    turn = answer(
+        store,
+        store.say(store.new_conversation("x").id, None, "why?").id,
+        [*scripted(5)[:3], Finished("cancelled", 1, 2, 3, 0.5)],
+    )
+    first = store.resume(turn, known=3)
+    with Store.open(store.path) as other, pytest.raises(HistoryError, match="another sr-edge is writing"):
+        other.resume(turn, known=3)
+    assert first.close("stopped") is None
+    assert store.resume(turn, known=3).close("stopped") is None
+
+
+def test_what_a_continued_answer_said_before_it_was_cut_is_found(store: Store) -> None:
+    asked = store.say(store.new_conversation("x").id, None, "why?")
+    begun: list[Event] = [Started((1,), "small"), LocalToken(5, "because ", -0.1)]
+    turn = answer(store, asked.id, [*begun, Finished("cancelled", 1, 1, 0, 0.5)])
+    recorder = store.resume(turn, known=2)
+    for event in [*begun, LocalToken(6, "zebras", -0.1)]:
+        recorder.add(event)
+    assert recorder.flush()
+    recorder._sign.close()  # as when its process dies
+    with Store.open(store.path) as other:
+        assert [hit.turn for hit in other.search("zebras")] == [turn]
+
+
+def test_an_answer_that_was_finished_is_done_however_the_program_ends(store: Store) -> None:
+    asked = store.say(store.new_conversation("x").id, None, "why?")
+    recorder = store.begin(asked.id, policy="auto", seed=None)
+    for event in [Started((1,), "small"), LocalToken(5, "so", -0.1), Finished("stop", 1, 1, 0, 0.5)]:
+        recorder.add(event)
+    assert recorder.close("stopped") is None
+    assert store.thread(recorder.turn)[-1].status == "done"
+
+
 def test_spans_that_are_not_taken_over_are_in_no_total(store: Store) -> None:
     whole = scripted(5)
     turn = answer(store, store.say(store.new_conversation("x").id, None, "why?").id, whole)

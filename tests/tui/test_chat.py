@@ -7,6 +7,7 @@ from tests.tui.small import shown, until
 
 from sr_edge.engine.messages import Answered, Answering, Asked, Died
 from sr_edge.events import Finished, LocalToken, SpanClosed, SpanOpened, Started
+from sr_edge.store import Store
 from sr_edge.tui.widgets.consent import Consent
 from sr_edge.tui.widgets.prompt import Prompt
 from sr_edge.tui.widgets.transcript import Talk
@@ -185,3 +186,79 @@ async def test_tab_goes_from_the_prompt_to_the_conversation(tmp_path: Path) -> N
         await ask(app, pilot, "7^2024")
         await pilot.press("tab")
         assert app.focused is app.chat.query_one(Talk)
+
+
+def said(text: str) -> list[object]:
+    return answer(Started((1,), "small-1.5b"), LocalToken(5, text, -0.1), Finished("stop", 1, 1, 0, 1.0))
+
+
+async def test_a_prompt_before_the_end_of_the_last_answer_is_drawn_has_its_own_answer(
+    tmp_path: Path,
+) -> None:
+    app = chat(tmp_path, script=[READY, *said("one"), *said("two")])
+    async with running(app) as pilot:
+        app.chat._frames.pause()
+        await app.chat.send("q1")
+        while app.chat.dialogue.is_answering:
+            await pilot.pause(0.01)
+        await app.chat.send("q2")
+        app.chat._frames.resume()
+        await answered(app, pilot)
+        assert [view.blocks.text("answer") for view in answers(app)] == ["one", "two"]
+        assert [turn.text for turn in app.chat.dialogue.turns] == ["q1", "one", "q2", "two"]
+
+
+async def test_an_edit_ends_with_its_conversation(tmp_path: Path) -> None:
+    app = chat(tmp_path, script=[READY, *said("one"), *said("two")])
+    async with running(app) as pilot:
+        await ask(app, pilot, "q1")
+        prompt = app.chat.query_one(Prompt)
+        app.chat.deeds.edit()
+        assert prompt.text == "q1"
+        assert prompt.border_title
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not app.chat.dialogue.turns)
+        assert not prompt.border_title
+        prompt.put("q2")
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app.chat.dialogue.turns) == 2)
+        assert [turn.text for turn in app.chat.dialogue.turns] == ["q2", "two"]
+
+
+async def test_a_conversation_that_was_removed_elsewhere_costs_no_more_than_a_line(tmp_path: Path) -> None:
+    app = chat(tmp_path, script=[READY, *said("one")])
+    async with running(app) as pilot:
+        await ask(app, pilot, "q1")
+        conversation = app.chat.dialogue.conversation
+        with Store.open(tmp_path / "state" / "history.db") as other:
+            other.remove(conversation.id)
+        app.chat.rename("another title")
+        await pilot.pause()
+        assert any("conversation" in note.message for note in app._notifications)
+        assert "one" in shown(app)
+
+
+async def test_offline_in_the_settings_holds_at_once(tmp_path: Path) -> None:
+    app = chat(tmp_path, script=[READY])
+    async with running(app) as pilot:
+        (tmp_path / "config.toml").write_text('offline = true\noffload.policy = "local"\n')
+        app.chat.take_settings(app.chat.load_config())
+        await pilot.pause()
+        assert app.chat.state.is_offline
+        assert app.chat.state.dial == "local"
+        assert app.chat.dialogue.engine._is_offline
+
+
+async def test_the_question_goes_when_the_user_goes_offline(tmp_path: Path) -> None:
+    asked = Asked(1, "lab", "api.example.com:443", 1812, 7200, "{}", 0.0006)
+    script = [READY, {"wait": "answer"}, Answering(0), Started((1,), "small-1.5b", big="lab"), asked]
+    app = chat(tmp_path, script=[*script, {"wait": "stop"}, Answered(0)], flags={"offload.policy": "ask"})
+    async with running(app) as pilot:
+        app.chat.query_one(Prompt).put("go")
+        await pilot.press("enter")
+        consent = app.chat.query_one(Consent)
+        await until(pilot, lambda: consent.is_asking)
+        app.chat.set_offline(True)
+        assert not consent.is_asking
+        await pilot.press("escape")
+        await answered(app, pilot)

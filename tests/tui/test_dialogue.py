@@ -1,9 +1,12 @@
-"""A conversation without a screen: its tree, what is kept of it and when, through the real host and history."""
+"""A conversation without a screen: its tree, and what is kept of it when, with the real host and history."""
 
 import os
+import sqlite3
 import sys
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from sr_edge.engine.host import Engine
 from sr_edge.engine.messages import Answered, Answering, Choices, Died
 from sr_edge.errors import UsageError
 from sr_edge.events import Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started
-from sr_edge.store import Store
+from sr_edge.store import HistoryError, Store, writer
 
 CHILD = Path(__file__).with_name("scripted_child.py")
 
@@ -26,7 +29,7 @@ class Talk:
         file = folder / "script.jsonl"
         file.write_text("".join(as_line(step) + "\n" for step in [READY, *script]))
         self.path = folder / "history.db"
-        self._over = threading.Semaphore(0)
+        self.over = threading.Semaphore(0)
         self.heard: list[object] = []
         command = [sys.executable, str(CHILD), str(file)]
         self.dialogue = Dialogue(
@@ -38,10 +41,10 @@ class Talk:
     def _show(self, heard: object) -> None:
         self.heard.append(heard)
         if isinstance(heard, Answered | Died):
-            self._over.release()
+            self.over.release()
 
     def answered(self) -> None:
-        assert self._over.acquire(timeout=20), "no answer came"
+        assert self.over.acquire(timeout=20), "no answer came"
         self.dialogue.reload()
 
     @property
@@ -216,3 +219,90 @@ def test_a_span_is_on_disk_when_it_is_shown_as_closed(talk, tmp_path: Path) -> N
         assert turn.transcript.spans[0].end == "stop"
     one.dialogue.stop()
     one.answered()
+
+
+def test_the_next_prompt_follows_an_answer_that_nobody_has_looked_at_yet(talk) -> None:
+    one = talk(*said("first"), *said("second"))
+    one.dialogue.say("a")
+    assert one.over.acquire(timeout=20)
+    one.dialogue.say("b")
+    one.answered()
+    assert one.texts == ["a", "first", "b", "second"]
+
+
+def test_a_turn_that_is_not_shown_is_refused_and_nothing_is_lost(talk) -> None:
+    one = talk(*said("first"))
+    one.dialogue.say("a")
+    one.answered()
+    turn = one.dialogue.turns[0].id
+    one.dialogue.new()
+    with pytest.raises(UsageError, match="not part of the conversation"):
+        one.dialogue.edit(turn, "b")
+    assert one.dialogue.turns == []
+
+
+def test_an_answer_that_never_began_is_begun_when_it_goes_on(talk) -> None:
+    one = talk({"wait": "answer"}, Answering(0), Answered(0, "no model is open"), *said("at last"))
+    one.dialogue.say("a")
+    one.answered()
+    one.dialogue.go_on(one.dialogue.turns[-1].id)
+    one.answered()
+    assert [(turn.text, turn.status) for turn in one.dialogue.turns] == [("a", "done"), ("at last", "done")]
+
+
+def test_what_another_program_says_in_the_conversation_does_not_move_this_one(talk, tmp_path: Path) -> None:
+    begun = said("mine")
+    one = talk(*begun[:4], {"wait": "stop"}, *begun[4:])
+    one.dialogue.say("a")
+    while not any(isinstance(heard, LocalToken) for heard in one.heard):
+        time.sleep(0.01)
+    with Store.open(tmp_path / "history.db") as other:
+        other.say(one.dialogue.conversation.id, one.dialogue.turns[0].id, "theirs")
+    one.dialogue.stop()
+    one.answered()
+    assert one.texts == ["a", "mine"]
+
+
+def test_a_full_disk_takes_nothing_out_of_the_conversation(talk, monkeypatch) -> None:
+    one = talk(*said("first"), *said("second"), *said("third"))
+    one.dialogue.say("a")
+    one.answered()
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "transaction", _full)
+        one.dialogue.say("b")
+        one.answered()
+        assert one.texts == ["a", "first", "b", "second"]
+    one.dialogue.say("c")
+    one.answered()
+    one.dialogue.open(one.dialogue.conversation.id)
+    assert one.texts == ["a", "first", "b", "second", "c", "third"]
+
+
+@contextmanager
+def _full(connection: sqlite3.Connection) -> Iterator[None]:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+    yield
+
+
+def test_what_cannot_be_changed_leaves_the_turns_as_they_are(talk, monkeypatch) -> None:
+    one = talk(*said("first"))
+    one.dialogue.say("a")
+    one.answered()
+    before = [turn.id for turn in one.dialogue.turns]
+
+    def fail(*args: object, **options: object) -> None:
+        raise HistoryError("locked")
+
+    for name in ("begin", "say", "resume"):
+        monkeypatch.setattr(one.dialogue.store, name, fail)
+    for act in (
+        lambda: one.dialogue.edit(before[0], "b"),
+        lambda: one.dialogue.regenerate(before[1]),
+        lambda: one.dialogue.rerun(before[1], 1, "local"),
+    ):
+        with pytest.raises(HistoryError):
+            act()
+        assert [turn.id for turn in one.dialogue.turns] == before
+        assert not one.dialogue.is_answering

@@ -226,7 +226,7 @@ def ask(
         try:
             keeping.begin(question, policy=settings.policy, seed=settings.seed)
             told = keeping.told(question)
-            consent = consent_of(session, told, folding, output.view, interrupt)
+            consent = consent_of(session, told, output.view, interrupt)
             for event in session.answer(told, consent=consent, cancelled=is_over):
                 folding.add(event)
                 keeping.add(event)

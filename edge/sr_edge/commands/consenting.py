@@ -14,7 +14,6 @@ from sr_edge.report import StreamView, size
 from sr_edge.roles import Message, SpanRequest
 from sr_edge.session import Session
 from sr_edge.terminal import safe
-from sr_edge.transcript import Fold
 
 _POLL = 0.05  # seconds between two looks at `interrupted`
 
@@ -22,7 +21,6 @@ _POLL = 0.05  # seconds between two looks at `interrupted`
 def consent_of(
     session: Session,
     told: Sequence[Message],
-    folding: Fold,
     view: StreamView,
     interrupted: Callable[[], bool],
 ) -> Consent:
@@ -30,7 +28,6 @@ def consent_of(
 
     Args:
         told: the conversation.
-        folding: of the answer so far.
         view: makes way for the question.
     """
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
@@ -39,7 +36,7 @@ def consent_of(
     def consent(request: SpanRequest) -> bool:
         outside = session.outside
         assert outside is not None
-        preview = outside.preview(told, folding.transcript.text, request.max_tokens)
+        preview = outside.preview(told, request.answer, request.max_tokens)
         body = json.dumps(preview.body, ensure_ascii=False)
         most = outside.price.cost(request.sent_tokens, request.max_tokens) if outside.price else None
         cost = "cost unknown" if most is None else f"at most {dollars(most)}"

@@ -157,7 +157,7 @@ def gpu(environ: Mapping[str, str] = os.environ, *, ask: str = _ASK) -> Gpu:
     """As llama.cpp says it."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", ask],
+            [sys.executable, "-P", "-c", ask],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_CHILD_SECONDS,

@@ -57,6 +57,7 @@ def main() -> NoReturn:
     """Serve until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the host decides what Ctrl-C means
     _offer_to_the_oom_killer()
+    _leave_no_core()
     commands = os.fdopen(os.dup(0), "rb")
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")  # as JSON has it too
     os.dup2(2, 1)  # whatever native code prints must not get in between
@@ -283,6 +284,15 @@ class _Steps:
         if done >= 1 or done < self._last or done - self._last >= _LEAST_STEP:
             self._last = done
             self._report(done)
+
+
+def _leave_no_core() -> None:
+    """The memory of this process holds conversations and a key."""
+    if sys.platform != "win32":
+        import resource
+
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _offer_to_the_oom_killer() -> None:

@@ -3,10 +3,20 @@
 from sr_edge.store.context import messages, title_of
 from sr_edge.store.opening import history_path
 from sr_edge.store.recorder import Recorder
-from sr_edge.store.records import Conversation, HistoryError, Hit, RemoteStats, Stats, Status, Turn
+from sr_edge.store.records import (
+    STATUS_OF,
+    Conversation,
+    HistoryError,
+    Hit,
+    RemoteStats,
+    Stats,
+    Status,
+    Turn,
+)
 from sr_edge.store.store import Store
 
 __all__ = [
+    "STATUS_OF",
     "Conversation",
     "HistoryError",
     "Hit",

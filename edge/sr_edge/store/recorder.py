@@ -79,13 +79,13 @@ class Recorder:
         """End the answer. Returns what could not be kept, in one line, or None.
 
         Args:
-            status: None takes it from `Finished`; where there was none, the answer is one that was cut.
+            status: of an answer whose `Finished` was not heard; None: it is one that was cut.
         """
         with self._lock:
             if self._is_closed:
                 return None
             self._is_closed = True
-            status = status or self._status
+            status = self._status or status
         self.flush(_PATIENCE)
         ended = self._writer.put(lambda connection: rows.end_turn(connection, self.turn, status))
         is_kept = self._writer.wait(ended, _PATIENCE, retry=True)

@@ -148,6 +148,12 @@ def end_turn(connection: sqlite3.Connection, turn: str, status: Status | None) -
     )
 
 
+def writer_of(connection: sqlite3.Connection, turn: str) -> str | None:
+    """Whose sign stands at the turn: who writes it, or did when it was cut."""
+    found = connection.execute("SELECT writer FROM turn WHERE id = ?", (turn,)).fetchone()
+    return found[0] if found else None
+
+
 def reopen(connection: sqlite3.Connection, turn: str, *, known: int, writer: str | None) -> None:
     """Let an answer run again, cut after its first `known` events."""
     seq = number_of(connection, turn)
@@ -167,7 +173,9 @@ def reopen(connection: sqlite3.Connection, turn: str, *, known: int, writer: str
         elif span not in closed:
             nothing = ", ".join(f'"{name}" = NULL' for name in CLOSED)
             connection.execute(f"UPDATE span SET {nothing} WHERE turn = ? AND span = ?", (seq, span))
-    connection.execute("UPDATE turn SET status = 'running', writer = ? WHERE seq = ?", (writer, seq))
+    connection.execute(
+        "UPDATE turn SET status = 'running', writer = ?, indexed = 0 WHERE seq = ?", (writer, seq)
+    )
 
 
 # --- reading -----------------------------------------------------------------------------------------

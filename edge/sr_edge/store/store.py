@@ -282,11 +282,13 @@ class Store:
             known: so many events at the beginning of the stream to come are kept already; what is kept
                 beyond them is dropped.
         Raises:
-            HistoryError: fewer are kept, or it cannot be written.
+            HistoryError: fewer are kept, it is being written, or it cannot be.
         """
         sign = Sign(self.path)
         try:
             with self._changing() as connection:
+                if is_alive(self.path, rows.writer_of(connection, turn)):
+                    raise HistoryError("another sr-edge is writing this answer")
                 rows.reopen(connection, turn, known=known, writer=sign.name)
         except BaseException:
             sign.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
@@ -30,10 +31,11 @@ class EdgeApp(App[int]):
     TITLE = "sr-edge"
     CSS = """
     ToastRack { dock: top; align: right top; margin: 1 1 0 0; }
-    Toast { margin: 0 0 1 0; max-width: 60; }
+    Toast { margin: 0 0 1 0; width: 60; max-width: 100%; }
+    FooterKey.-command-palette { margin-right: 0; padding-right: 1; background: $footer-background; }
     """
     ENABLE_COMMAND_PALETTE = True
-    COMMAND_PALETTE_BINDING = "f24"  # the keymap has its own
+    COMMAND_PALETTE_BINDING = "ctrl+p"  # what the keymap has: the foot of the screen has it at its right
     COMMANDS: ClassVar = {ChatCommands, History}
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
     PAUSE_GC_ON_SCROLL = True
@@ -65,6 +67,7 @@ class EdgeApp(App[int]):
         self._conversation = conversation
         self._notices = notices
         self._clock = clock
+        self._code: int | None = None  # with which it is to end before it has begun
 
     def get_default_screen(self) -> Screen[None]:
         keeps = self._config.log.enabled
@@ -85,6 +88,9 @@ class EdgeApp(App[int]):
 
     async def _begin(self) -> None:
         """After the first frame: the screen is there before the models are."""
+        if self._code is not None:
+            self.exit(return_code=self._code)
+            return
         screen = self.chat
         gc.freeze()  # what is there by now stays: looking through it would only make keys wait
         gc.enable()
@@ -118,8 +124,10 @@ class EdgeApp(App[int]):
         self._dialogue.close()
 
     def leave_with(self, code: int) -> None:
-        """From any thread."""
-        self.call_from_thread(self.exit, return_code=code)
+        """From any thread, also before there is a first frame."""
+        self._code = code
+        with suppress(RuntimeError):  # it does not run yet, or no more
+            self.call_from_thread(self.exit, return_code=code)
 
     # --- keys ----------------------------------------------------------------------------------------
 
@@ -136,8 +144,20 @@ class EdgeApp(App[int]):
             self.push_screen(SettingsScreen(self.chat.config, self.chat.load_config))
 
     def action_interrupt(self) -> None:
+        if self.screen is not self.chat:  # what lies under it is not what the key is about
+            self._interrupt_modal()
+            return
         if self.chat.interrupt():
             self.exit(return_code=0)
+
+    def _interrupt_modal(self) -> None:
+        """Copy what is selected on it, else leave it."""
+        selected = self.screen.get_selected_text() or getattr(self.focused, "selected_text", "")
+        if selected:
+            self.chat.deeds.copy_text(selected, "the selection")
+            self.screen.clear_selection()
+        else:
+            self.simulate_key("escape")
 
     async def action_quit(self) -> None:
         self.exit(return_code=0)

@@ -13,13 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from textual import constants
+
 from sr_edge.config import Config
 from sr_edge.dialogue import Dialogue
 from sr_edge.engine.host import Engine, Heard
 from sr_edge.engine.messages import Choices
+from sr_edge.errors import UsageError
 from sr_edge.store import HistoryError, Store, history_path
+from sr_edge.store.alive import Sign, is_alive
 from sr_edge.tui.app import EdgeApp
 
+ESCAPE_SECONDS = 0.03
+"""How long an Esc waits for the rest of a sequence; Textual's 0.1 is all the time that a stop may take."""
+
+_FORGOTTEN = "sr-edge-chat-"  # how the folders of chats begin that keep nothing
+_CHAT = "chat"  # whose life holds the folder
 _SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
 
 
@@ -42,7 +51,7 @@ def run(beginning: Beginning) -> int:
     Raises:
         UsageError: there is no such conversation.
     """
-    with _history(beginning) as (store, problems):
+    with history(beginning) as (store, problems):
         conversation = beginning.conversation
         if conversation is not None:
             conversation = store.conversation(conversation).id
@@ -58,6 +67,8 @@ def run(beginning: Beginning) -> int:
             conversation=conversation,
             notices=problems,
         )
+        if "ESCDELAY" not in beginning.environ:  # which Textual obeys
+            constants.ESCAPE_DELAY = ESCAPE_SECONDS  # type: ignore[misc]
         with _ending_in_order(app.leave_with):
             app.run(mouse=beginning.config.ui.mouse)
         return app.return_code or 0
@@ -71,30 +82,53 @@ def dialogue_of(store: Store, beginning: Beginning) -> Dialogue:
 
 
 @contextmanager
-def _history(beginning: Beginning) -> Iterator[tuple[Store, list[str]]]:
+def history(beginning: Beginning) -> Iterator[tuple[Store, list[str]]]:
     """The user's own, or one that is forgotten with the chat where none is wanted or can be written."""
     problems: list[str] = []
+    wants_old = beginning.conversation is not None or beginning.goes_on
     if beginning.config.log.enabled:
         try:
             store = Store.open(history_path(beginning.environ), warn=problems.append)
         except HistoryError as error:
+            if wants_old:
+                raise
             problems.append(f"{error} This conversation is not kept")
         else:
             if not store.is_read_only:
                 yield store, problems
                 return
             store.close()
+            if wants_old:
+                raise HistoryError(f"{'; '.join(problems)}; read it with `sr-edge logs show`")
             problems.append("this conversation is not kept")
-    folder = Path(tempfile.mkdtemp(prefix="sr-edge-", dir=_in_memory()))
-    try:
+    elif wants_old:
+        raise UsageError("a chat that keeps nothing cannot go on with a conversation: leave out --no-log")
+    with _forgotten() as folder:
         yield Store.open(folder / "history.db"), problems
+
+
+@contextmanager
+def _forgotten() -> Iterator[Path]:
+    """A folder for as long as this lasts, on no disk if the system has such a place.
+
+    What a program that was killed left there is removed by the next one.
+    """
+    place = _place()
+    for folder in place.glob(f"{_FORGOTTEN}*"):
+        signs = folder.glob(f".{_CHAT}.*.writer")
+        if not any(is_alive(folder / _CHAT, sign.name) for sign in signs):
+            shutil.rmtree(folder, ignore_errors=True)  # those of others stay: they can't be read
+    folder = Path(tempfile.mkdtemp(prefix=_FORGOTTEN, dir=place))
+    sign = Sign(folder / _CHAT)
+    try:
+        yield folder
     finally:
+        sign.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _in_memory() -> str | None:
-    """A folder that no disk holds, if the system has one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+def _place() -> Path:
+    return Path("/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir())
 
 
 @contextmanager

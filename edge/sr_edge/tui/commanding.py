@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -112,7 +113,10 @@ class Commanding:
             screen.tell(f"effort {screen.bias:+g}: above 0 the large model is asked more readily")
             return
         try:
-            screen.set_bias(steps[amount] if amount in steps else float(amount))
+            bias = steps[amount] if amount in steps else float(amount)
+            if not math.isfinite(bias):
+                raise ValueError(amount)
+            screen.set_bias(bias)
         except ValueError:
             raise UsageError(f"/effort {amount}: +, - or a number from -10 to 10") from None
 

@@ -103,7 +103,8 @@ class Deeds:
 
     # --- spans ---------------------------------------------------------------------------------------
 
-    def show_detail(self, turn: str, span: int | None) -> None:
+    def show_detail(self, turn: str, span: int | None, *, sent: bool = False) -> None:
+        """Args: sent: show what was sent at once."""
         from sr_edge.tui.screens.detail import SpanDetail  # not before the first frame
 
         transcript = self._transcript(turn)
@@ -116,6 +117,7 @@ class Deeds:
             record,
             sent=self._sent(turn, transcript, record),
             price=Price(*ready.price) if ready and ready.price and ready.big == record.remote else None,
+            shows_sent=sent,
         )
         self._screen.app.push_screen(detail, lambda doing: self._detail_over(turn, record.span, doing))
 
@@ -200,7 +202,11 @@ class Deeds:
 
     def open_pager(self, turn: str, span: int | None) -> None:
         text = self._text_of(turn, span)
-        pager = shlex.split(self._screen.environ.get("PAGER") or "less -R")
+        try:
+            pager = shlex.split(self._screen.environ.get("PAGER", "")) or ["less", "-R"]
+        except ValueError as error:
+            self._screen.tell(f"PAGER cannot be meant ({error}): name your pager in it", "error")
+            return
         with tempfile.TemporaryDirectory(prefix="sr-edge-") as folder:
             file = Path(folder) / "text.md"
             file.write_text(safe(text) + "\n", encoding="utf-8")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
+from textual.dom import DOMNode
 from textual.fuzzy import Matcher
 
 from sr_edge.keymap import KEYMAP, Key, Where
 from sr_edge.terminal import safe_line
 from sr_edge.tui.slash import COMMANDS, Command
+from sr_edge.tui.widgets.transcript import Talk
 
 if TYPE_CHECKING:
     from sr_edge.store import Hit as Found
@@ -77,15 +79,16 @@ class ChatCommands(Provider):
                 if command.description not in known:
                     yield Entry(command.description, command.usage, _command(host, command))
 
-    def _target(self, key: Key) -> str | None:
+    def _target(self, key: Key) -> DOMNode | None:
         """Whose action it is, as it can be called now."""
-        for node, name in ((self.screen, "screen"), (self.app, "app")):
+        nodes: tuple[DOMNode, ...] = (self.screen, self.app, *self.screen.query(Talk))
+        for node in nodes:
             if hasattr(node, f"action_{key.action}") and node.check_action(key.action, ()):
-                return name
+                return node
         return None
 
-    def _runner(self, target: str, action: str) -> Callable[[], object]:
-        return lambda: self.app.call_later(self.app.run_action, f"{target}.{action}")
+    def _runner(self, target: DOMNode, action: str) -> Callable[[], object]:
+        return lambda: self.app.call_later(self.app.run_action, action, target)
 
     def _shown(self, key: Key) -> str:
         keys = self.app._keymap.get(key.id, key.keys)

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 FRAMES = 12
 """A second: how often what was heard is drawn."""
 
+_FRAMES_BESIDE_TYPING = 4  # a second: a letter that is typed is not to wait for every frame
+_TYPING_SECONDS = 0.3  # after a letter
+
 MAX_BIAS = 10.0
 
 _TWICE_SECONDS = 2.0
@@ -66,7 +69,6 @@ class ChatScreen(QuietScreen[None]):
             height: 1;
             padding: 0 1;
             background: $panel;
-            color: $text-muted;
             text-wrap: nowrap;
             text-overflow: ellipsis;
         }
@@ -78,7 +80,7 @@ class ChatScreen(QuietScreen[None]):
     AUTO_FOCUS = "#prompt"
 
     class Woken(Message):
-        """Something was heard while nothing was expected."""
+        """Something was heard while nothing was expected, or what the user waits for."""
 
     def __init__(
         self,
@@ -104,6 +106,9 @@ class ChatScreen(QuietScreen[None]):
         self._is_awake = False
         self._live: AnswerView | None = None  # the answer that is being written
         self._is_placing = False
+        self._is_to_reopen = False  # once the answer is over
+        self._is_drawing = False
+        self._typed_at = self._drawn_at = 0.0
         self._fold = Fold()
         self._edited: str | None = None  # the turn whose prompt is being edited
         self._code_at = -1  # the block of code that was copied last
@@ -120,7 +125,7 @@ class ChatScreen(QuietScreen[None]):
                 yield Talk(folding=ui.reasoning, id="talk")
                 yield Consent(id="consent")
                 yield Prompt(self._past, id="prompt")
-                yield StatusLine(clock=self.state.clock, id="status")
+        yield StatusLine(clock=self.state.clock, id="status")
         yield Footer(compact=True)
 
     def load_config(self) -> Config:
@@ -155,23 +160,41 @@ class ChatScreen(QuietScreen[None]):
     def _hear(self, heard: Heard | Kept) -> None:
         """On the engine's thread."""
         self._heard.append(heard)
-        if not self._is_awake:
+        if not self._is_awake or self.state.phase == "stopping":
             self._is_awake = True
             self.post_message(self.Woken())
 
     @on(Woken)
-    def _wake(self) -> None:
+    async def _wake(self) -> None:
         if self._frames is not None:
             self._frames.resume()
+        if self.state.phase == "stopping":
+            await self._draw()
+
+    @on(Prompt.Changed)
+    def _typed(self) -> None:
+        self._typed_at = time.monotonic() if self.query_one(Prompt).text else 0.0
 
     async def _draw(self) -> None:
         """All that was heard since the last frame."""
-        if self._is_placing:
-            return  # what is heard belongs to a view that is not there yet
+        if self._is_placing or self._is_drawing:
+            return  # what is heard belongs to a view that is not there yet, or comes after what is drawn
+        now = time.monotonic()
+        if now - self._typed_at < _TYPING_SECONDS and now - self._drawn_at < 1 / _FRAMES_BESIDE_TYPING:
+            return
+        self._drawn_at = now
         if not self._heard and not self.state.is_busy and not self.is_answering:
             self._is_awake = False
             if not self._heard and self._frames is not None:  # nothing came between the two lines
                 self._frames.pause()
+        self._is_drawing = True
+        try:
+            await self._draw_heard()
+        finally:
+            self._is_drawing = False
+        self._show_status()
+
+    async def _draw_heard(self) -> None:
         grew = False
         for _ in range(len(self._heard)):
             heard = self._heard.popleft()
@@ -184,13 +207,13 @@ class ChatScreen(QuietScreen[None]):
                 self._fold.add(heard)
                 if self._live is not None and not isinstance(heard, Finished):
                     self._live.blocks.add(heard)
-            else:
-                await self._hear_report(heard)
+            elif await self._hear_report(heard):
+                break  # what follows belongs to a view that is being made
         if grew and self._live is not None:
             await self._live.grew()
-        self._show_status()
 
-    async def _hear_report(self, heard: Heard) -> None:
+    async def _hear_report(self, heard: Heard) -> bool:
+        """Whether another answer was asked for meanwhile."""
         match heard:
             case Answering():
                 self._fold = Fold()
@@ -199,8 +222,9 @@ class ChatScreen(QuietScreen[None]):
                 for line in notices:
                     self.tell(line)
             case Failed(error):
+                self._show_place()
                 self.tell(error, "error")
-            case Asked():
+            case Asked() if self.state.dial == "ask" and not self.state.is_offline:
                 to = heard.remote if heard.where in ("", heard.remote) else f"{heard.remote} at {heard.where}"
                 request = Request(to, heard.tokens, heard.size, heard.cost, heard.text)
                 is_typing = self.focused is self.query_one(Prompt) and bool(self.query_one(Prompt).text)
@@ -210,14 +234,17 @@ class ChatScreen(QuietScreen[None]):
             case Answered(error=error):
                 await self._end_answer(error)
             case Died(reason, number):
-                kept = "" if number is None else " Your text is saved: c goes on."
+                kept = "" if number is None else " Your text is saved: /continue goes on."
                 self.tell(f"{reason}.{kept} The next prompt starts it again", "error")
-                await self._end_answer(reason)
+                await self._end_answer(None)
+        return self._is_placing
 
     async def _end_answer(self, error: str | None) -> None:
         self.query_one(Consent).withdraw()
         live, self._live = self._live, None
         if live is None:
+            if error is not None:
+                self.tell(error, "error")
             return
         local, remote = self._shares.get(self.bias, (0, 0))
         self._shares[self.bias] = (local + self.state.local_tokens, remote + self.state.remote_tokens)
@@ -229,6 +256,8 @@ class ChatScreen(QuietScreen[None]):
         else:
             foot = foot_of(self.dialogue.turns[-1])
         await live.end(foot)
+        if self._is_to_reopen:
+            self._reopen()
         if error is not None:
             self.tell(error, "error")
         self._list_conversations()
@@ -246,8 +275,12 @@ class ChatScreen(QuietScreen[None]):
             return
         await self._say(text)
 
-    async def ask(self, act: Callable[[], None], *, text: str = "") -> None:
-        """Ask for an answer, and show its empty place. What can't be done is said; typed text comes back."""
+    async def ask(self, act: Callable[[], None], *, text: str = "") -> bool:
+        """Ask for an answer, and show its empty place. What can't be done is said; typed text comes back.
+
+        Returns whether it could.
+        """
+        await self._settle()
         before = [turn.id for turn in self.dialogue.turns]
         self._is_placing = True
         try:
@@ -257,15 +290,24 @@ class ChatScreen(QuietScreen[None]):
             self.tell(str(error), "error")
             if text and not self.query_one(Prompt).text:
                 self.query_one(Prompt).put(text)
+            return False
         finally:
             self._is_placing = False
+        return True
+
+    async def _settle(self) -> None:
+        """Show the end of the answer before, if it has been written and not shown yet."""
+        while self._live is not None and not self.dialogue.is_answering:
+            if not self._heard:
+                time.sleep(0.001)  # its end is being told on the engine's thread just now
+            await self._draw()
 
     async def _show_answering(self, before: list[str]) -> None:
         """Bring the views to the dialogue's turns, of which the answer under way is not one yet."""
         talk = self.query_one(Talk)
         self._welcome(False)
         turns = self.dialogue.turns
-        running = self.dialogue.running
+        running = self.dialogue.written
         shown = [turn for turn in turns if turn.id != running]
         same = sum(1 for one, other in zip(before, shown, strict=False) if one == other.id)
         for id in before[same:]:
@@ -280,11 +322,11 @@ class ChatScreen(QuietScreen[None]):
         self._show_place()
 
     async def _say(self, text: str) -> None:
-        edited, self._edited = self._edited, None
+        edited = self._edited
         if edited is None:
             await self.ask(lambda: self.dialogue.say(text), text=text)
-        else:
-            await self.ask(lambda: self.dialogue.edit(edited, text), text=text)
+        elif await self.ask(lambda: self.dialogue.edit(edited, text), text=text):
+            self._leave_edit()
 
     def edit_prompt(self, turn: Turn) -> None:
         """What is sent next takes the place of this prompt."""
@@ -348,11 +390,9 @@ class ChatScreen(QuietScreen[None]):
         """Something about the list of conversations."""
         try:
             act()
+            self.dialogue.look_again()
         except EdgeError as error:
             self.tell(str(error), "error")
-        current = self.dialogue.conversation
-        if current is not None:
-            self.dialogue.conversation = self.dialogue.store.conversation(current.id)
         self._list_conversations()
         self._show_place()
 
@@ -379,6 +419,8 @@ class ChatScreen(QuietScreen[None]):
             self.call_after_refresh(talk.choose, view, None)
 
     async def show_all(self) -> None:
+        if self._leave_edit():
+            self.query_one(Prompt).clear_text()
         self._welcome(not self.dialogue.turns)
         await self.query_one(Talk).show(self.dialogue.turns)
         self._list_conversations()
@@ -386,12 +428,28 @@ class ChatScreen(QuietScreen[None]):
         self.query_one(Prompt).focus()
 
     def take_settings(self, config: Config) -> None:
-        """What the screen shows follows at once; what the models need, with the next ones that are opened."""
-        self.config = config
-        ui = config.ui
-        self.query_one(Sidebar).set_mode(ui.sidebar)
-        self.set_folding(ui.reasoning)
+        """All that was changed holds from here on; while an answer is written, for the next one at least.
+
+        What keeps text on this machine holds at once: offline, and the policy.
+        """
+        before, self.config = self.config, config
+        self.query_one(Sidebar).set_mode(config.ui.sidebar)
+        self.set_folding(config.ui.reasoning)
+        if config.offline and not before.offline:
+            self.set_offline(True)
+        if config.offload.policy != before.offload.policy:
+            self.turn_dial(config.offload.policy)
+        if config.log != before.log:
+            self.tell("what is kept is settled when a chat begins: from the next one on")
+        if replace(config, ui=before.ui, log=before.log, settings=before.settings) != before:
+            self._reopen()
         self._show_status()
+
+    def _reopen(self) -> None:
+        """Load the models anew, with the settings as they are; after the answer that is being written."""
+        self._is_to_reopen = self.dialogue.is_answering
+        if not self._is_to_reopen:
+            self.dialogue.engine.reopen(self.choices)
 
     # --- commands --------------------------------------------------------------------------------------
 
@@ -439,13 +497,13 @@ class ChatScreen(QuietScreen[None]):
     def _show_place(self) -> None:
         """Where the user is, and with whom."""
         conversation, ready = self.dialogue.conversation, self.state.ready
-        who = "loading"
+        who = "no model" if self.state.phase == "failed" else "loading"
         if ready is not None:
             big = f" ▸ {ready.big}" if ready.big else ""
             who = f"{ready.model}{big}"
         title = safe_line(conversation.title) if conversation else "new conversation"
         self.query_one("#title", Static).update(
-            Content.assemble(("sr-edge", "bold $primary"), "  ", title, "  ", (safe_line(who), "$text-muted"))
+            Content.assemble(("sr-edge", "bold $primary"), "  ", title, "  ", (safe_line(who), "dim"))
         )
 
     def _list_conversations(self) -> None:
@@ -504,7 +562,7 @@ class ChatScreen(QuietScreen[None]):
         turn, span = wish.turn, wish.span
         match wish.deed:
             case "span_detail" | "span_view" | "span_why":
-                deeds.show_detail(turn, span)
+                deeds.show_detail(turn, span, sent=wish.deed == "span_view")
             case "rerun_local":
                 await deeds.rerun(turn, span, "local")
             case "rerun_remote":
@@ -538,6 +596,7 @@ class ChatScreen(QuietScreen[None]):
         """One press stops; with nothing to stop it leaves what is under way, or clears the prompt."""
         prompt = self.query_one(Prompt)
         if self.dialogue.is_answering:
+            self._typed_at = 0.0  # what comes of it is drawn at once
             self.state.stopping()
             self.dialogue.stop()
             self._show_status()
@@ -587,12 +646,13 @@ class ChatScreen(QuietScreen[None]):
                 self.run_worker(self.open(found.conversation.id, found.turn))
 
         store = self.dialogue.store
-        self.app.push_screen(
-            SessionsScreen(
-                lambda text, reasoning: store.search(text, reasoning=reasoning), store.conversations(limit=50)
-            ),
-            opened,
-        )
+        try:
+            recent = store.conversations(limit=50)
+        except EdgeError as error:
+            self.tell(str(error), "error")
+            return
+        search = SessionsScreen(lambda text, reasoning: store.search(text, reasoning=reasoning), recent)
+        self.app.push_screen(search, opened)
 
     def action_export(self, form: str = "markdown") -> None:
         from sr_edge.tui.screens.export import ExportScreen  # not before the first frame
@@ -691,6 +751,7 @@ class ChatScreen(QuietScreen[None]):
             return
         if is_offline:
             self.dialogue.engine.go_offline()
+            self.query_one(Consent).withdraw()
         elif self.dialogue.is_answering:
             self.tell("an answer is being written: stop it first (esc)")
             return

@@ -91,16 +91,19 @@ class SpanDetail(ModalScreen[Doing | None]):
         sent: Sent = "",
         price: Price | None = None,
         threshold: float | None = None,
+        shows_sent: bool = False,
     ) -> None:
         """Args:
         price: of the remote that the span went to, if it is known.
         threshold: of the small model's opening marker, where there is one.
+        shows_sent: at first, instead of what the span says.
         """
         super().__init__()
         self._record = record
         self._sent = sent
         self._price = price
         self._threshold = threshold
+        self.set_class(shows_sent, "-sent")
 
     def compose(self) -> ComposeResult:
         record = self._record
@@ -190,7 +193,8 @@ def _speed(record: SpanRecord) -> float | None:
 
 def _cost(record: SpanRecord, price: Price | None) -> str:
     if record.cost is None:
-        return "not known: no price is set" if record.sent_bytes and record.end not in NOT_SENT else ""
+        why = "no price is set" if price is None else "the remote did not count"
+        return f"not known: {why}" if record.sent_bytes and record.end not in NOT_SENT else ""
     if price is None or record.remote_prompt_tokens is None or record.remote_completion_tokens is None:
         return dollars(record.cost)
     prompt, completion = record.remote_prompt_tokens, record.remote_completion_tokens
@@ -204,7 +208,7 @@ def _seconds(seconds: float) -> str:
 def _table(rows: list[tuple[str, str]], width: int) -> Content:
     column = max(len(name) for name, _ in rows) + 2
     lines = [
-        Content.assemble((("" if n else name).ljust(column), "$text-muted"), what[start:end])
+        Content.assemble((("" if n else name).ljust(column), "dim"), what[start:end])
         for name, what in rows
         for n, (start, end) in enumerate(wrap(what, max(_MIN_WIDTH, width - column)))
     ]

@@ -63,6 +63,7 @@ class SessionsScreen(ModalScreen[Found | None]):
             text-wrap: nowrap;
             text-overflow: ellipsis;
             scrollbar-size-vertical: 1;
+            scrollbar-background: $surface;
             &:focus { border: none; }
         }
         #where { height: 1; width: auto; color: $text-muted; pointer: pointer; }

@@ -82,6 +82,7 @@ class SettingsScreen(ModalScreen[None]):
             text-wrap: nowrap;
             text-overflow: ellipsis;
             scrollbar-size-vertical: 1;
+            scrollbar-background: $surface;
             &:focus { border: none; }
             .option-list--option-disabled { color: $text-muted; text-style: bold; }
         }

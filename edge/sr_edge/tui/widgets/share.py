@@ -48,17 +48,25 @@ class ShareBar(Static):
         self._hues = hues or Hues()
         self._share = Share()
         self._is_folded = self._can_fold = self._is_running = False
+        self._what = "reasoning"
 
     def show(
-        self, share: Share, *, folded: bool = False, can_fold: bool = False, running: bool = False
+        self,
+        share: Share,
+        *,
+        folded: bool = False,
+        can_fold: bool = False,
+        running: bool = False,
+        what: str = "reasoning",
     ) -> None:
         """Args:
         can_fold: whether there is anything to fold; without it a click does nothing.
+        what: is folded.
         """
-        state = (share, folded, can_fold, running)
-        if state == (self._share, self._is_folded, self._can_fold, self._is_running):
+        state = (share, folded, can_fold, running, what)
+        if state == (self._share, self._is_folded, self._can_fold, self._is_running, self._what):
             return
-        self._share, self._is_folded, self._can_fold, self._is_running = state
+        self._share, self._is_folded, self._can_fold, self._is_running, self._what = state
         self.set_class(can_fold, "-folds")
         self._draw()
 
@@ -77,7 +85,7 @@ class ShareBar(Static):
         share = self._share
         remotes = [(safe_line(name) or "remote", tokens) for name, tokens in share.remotes if tokens]
         total = share.local_tokens + sum(tokens for _, tokens in remotes)
-        head = Content(f"{'▸' if self._is_folded else '▾'} reasoning  ") if self._can_fold else Content("")
+        head = Content(f"{'▸' if self._is_folded else '▾'} {self._what}  ") if self._can_fold else Content("")
         if not total:
             return head.append_text("…" if self._is_running else "").truncate(max(1, width), ellipsis=True)
         percents = _percents([share.local_tokens, *(tokens for _, tokens in remotes)])

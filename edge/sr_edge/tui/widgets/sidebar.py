@@ -96,6 +96,7 @@ class Sidebar(Widget):
             text-wrap: nowrap;
             text-overflow: ellipsis;
             &:focus { border: none; }
+            &.-textual-compact { padding: 0 0 0 1; }
             .option-list--option-disabled { color: $text-muted; text-style: dim; }
         }
         _Line { display: none; height: 1; border: none; padding: 0 1; &.-open { display: block; } }
@@ -197,10 +198,10 @@ class Sidebar(Widget):
     # --- the list ----------------------------------------------------------------------------------------
 
     def _refill(self) -> None:
-        """All of it anew, with the highlight where it was, or on the open one."""
+        """All of it anew. The highlight stays while somebody moves it, and else is on the open one."""
         listed = self.query_one(_List)
         highlighted = listed.highlighted_option
-        kept = self._current if highlighted is None else highlighted.id
+        kept = highlighted.id if highlighted is not None and self.has_focus_within else self._current
         wanted = self.query_one("#filter", Input).value.casefold().split()
         options: list[Option] = []
         group = ""
@@ -308,7 +309,10 @@ class Sidebar(Widget):
 
 def day_name(at: float, today: date) -> str:
     """Under which heading a time stands: the nearer, the finer."""
-    day = datetime.fromtimestamp(at).date()
+    try:
+        day = datetime.fromtimestamp(at).date()
+    except (ValueError, OverflowError, OSError):
+        return "Some day"  # the clock was far off
     if day >= today:
         return "Today"
     if day == today - timedelta(days=1):

@@ -31,7 +31,7 @@ _LINKS: dict[Link, tuple[str, str]] = {
     "online": ("● online", "$text-success"),
     "slow": ("◐ slow", "$text-warning"),
     "offline": ("○ offline", "$text-warning"),
-    "local only": ("⊘ local only", "$text-muted"),
+    "local only": ("⊘ local only", "dim"),
     "key rejected": ("⚠ key rejected", "$text-error"),
 }
 
@@ -150,7 +150,7 @@ def status_line(facts: Facts, width: int, *, now: float, frame: int = 0) -> Cont
     if facts.link == "slow" and facts.ttft is not None:
         link += f" {_seconds(facts.ttft)}"
     fields = [
-        (mark + doing_words(facts.doing, now), 26, "$text" if is_busy else "$text-muted"),
+        (mark + doing_words(facts.doing, now), 26, "$text" if is_busy else ""),
         (link, 14, color),
         (facts.dial, 6, "$text-accent" if facts.dial == "ask" else "$text"),
         (facts.effort, 10, ""),

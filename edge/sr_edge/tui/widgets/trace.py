@@ -32,6 +32,7 @@ from sr_edge.terminal import safe_line
 from sr_edge.transcript import SpanRecord
 from sr_edge.tui.blocks import Block, Blocks
 from sr_edge.tui.hues import HUES, Hues
+from sr_edge.tui.quiet import Growing
 from sr_edge.tui.wrap import TAB, Line, wrap
 
 BARS = {"local": "│", "remote": "┃", "fallback": "╎"}
@@ -43,7 +44,7 @@ _NAME_WIDTH = 20
 _MAX_STRIPS = 256
 
 
-class Trace(Widget, can_focus=True):
+class Trace(Growing, can_focus=True):
     """One part of an answer, or all of it, as `blocks` has it."""
 
     ALLOW_SELECT = True
@@ -94,10 +95,13 @@ class Trace(Widget, can_focus=True):
         self,
         *,
         hues: Hues | None = None,
+        labels: bool = True,
         id: str | None = None,
         classes: str | None = None,
     ) -> None:
+        """Args: labels: whether each span says at its end what it took."""
         super().__init__(id=id, classes=classes)
+        self._has_labels = labels
         self._hues = hues or Hues()
         self._blocks = Blocks()
         self._part: Part | None = None
@@ -116,6 +120,12 @@ class Trace(Widget, can_focus=True):
     def show(self, blocks: Blocks, part: Part | None) -> None:
         """Draw one part of the blocks, or all of them, from now on."""
         self._blocks, self._part = blocks, part
+        self._start_over()
+        self.refresh(layout=True)
+
+    def show_labels(self, shown: bool) -> None:
+        """Whether each span says at its end what it took."""
+        self._has_labels = shown
         self._start_over()
         self.refresh(layout=True)
 
@@ -254,7 +264,8 @@ class Trace(Widget, can_focus=True):
             if self._part is not None and block.part != self._part:
                 continue
             drawn = _Drawn(index, next(self._serials), block)
-            same_rows = drawn.lay(self._width, stale if stale and stale.index == index else None)
+            before = stale if stale and stale.index == index else None
+            same_rows = drawn.lay(self._width, before, has_label=self._has_labels)
             if len(self._drawn) == kept:
                 row += same_rows
             self._drawn.append(drawn)
@@ -405,7 +416,7 @@ class _Drawn:
     def badge(self) -> str:
         return f"{BADGES[self.voice]}{self.span} " if self.span is not None else ""
 
-    def lay(self, width: int, before: _Drawn | None) -> int:
+    def lay(self, width: int, before: _Drawn | None, *, has_label: bool) -> int:
         """Wrap it. Returns how many rows, from the first on, are those of `before`, when there was less."""
         block = self.block
         self.gutter = 2 + len(self.badge)
@@ -417,7 +428,7 @@ class _Drawn:
                 self.head = _lines_of(note, room)
             elif note:
                 self.tail = _lines_of(note, room)
-            if block.voice == "remote" and self.lines:
+            if has_label and block.voice == "remote" and self.lines:
                 self.label = (
                     set_cell_size(label, room) if cell_len(label := _label(block.record)) > room else label
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -22,7 +22,7 @@ from sr_edge.transcript import Transcript
 from sr_edge.tui.bindings import bindings
 from sr_edge.tui.blocks import Blocks
 from sr_edge.tui.hues import Hues
-from sr_edge.tui.quiet import QuietScroll
+from sr_edge.tui.quiet import Backdrop, QuietScroll
 from sr_edge.tui.widgets.turn import AnswerView, Folding, PromptView
 
 View: TypeAlias = PromptView | AnswerView
@@ -61,7 +61,7 @@ class _Earlier(Static):
         self.post_message(self.Wanted())
 
 
-class _Turns(Vertical):
+class _Turns(Vertical, Backdrop):
     """As high as what can be seen, at least: few turns stand at its top, though the scrolling is anchored."""
 
     DEFAULT_CSS = """
@@ -102,6 +102,7 @@ class Talk(QuietScroll, can_focus=True):
     def __init__(self, *, folding: Folding = "auto", id: str | None = None) -> None:
         super().__init__(id=id)
         self._folding = folding
+        self._has_details = True
         self._hues = Hues()
         self._earlier: list[Turn] = []
         self._chosen: tuple[View, int | None] | None = None
@@ -130,7 +131,7 @@ class Talk(QuietScroll, can_focus=True):
 
     async def add_answer(self, turn: str) -> AnswerView:
         """An empty one, to be fed."""
-        view = AnswerView(turn, folding=self._folding, hues=self._hues)
+        view = AnswerView(turn, folding=self._folding, hues=self._hues, details=self._has_details)
         await self._turns.mount(view)
         self.anchor()
         return view
@@ -156,7 +157,10 @@ class Talk(QuietScroll, can_focus=True):
 
     def toggle_details(self) -> None:
         """Show, or not, what each span took."""
-        self.toggle_class("-brief")
+        self._has_details = not self._has_details
+        for view in self.views:
+            if isinstance(view, AnswerView):
+                view.show_details(self._has_details)
 
     def _marker(self) -> list[Widget]:
         if not self._earlier:
@@ -169,7 +173,14 @@ class Talk(QuietScroll, can_focus=True):
             return PromptView(turn)
         assert turn.transcript is not None
         blocks = Blocks.of(turn.transcript)
-        return AnswerView(turn.id, folding=self._folding, hues=self._hues, blocks=blocks, foot=foot_of(turn))
+        return AnswerView(
+            turn.id,
+            folding=self._folding,
+            hues=self._hues,
+            details=self._has_details,
+            blocks=blocks,
+            foot=foot_of(turn),
+        )
 
     @property
     def _turns(self) -> _Turns:
@@ -252,6 +263,10 @@ class Talk(QuietScroll, can_focus=True):
 
     # --- keys ----------------------------------------------------------------------------------------
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a turn there is nothing to do anything with."""
+        return bool(self.views) if action in get_args(Deed) else True
+
     def action_move_up(self) -> None:
         self.scroll_up(animate=False)
 
@@ -321,6 +336,18 @@ class Talk(QuietScroll, can_focus=True):
     def action_next_branch(self) -> None:
         self._wish("next_branch")
 
+    async def action_export(self) -> None:
+        await self.run_action("screen.export")
+
+    async def action_offline(self) -> None:
+        await self.run_action("screen.offline")
+
+    async def action_effort_up(self) -> None:
+        await self.run_action("screen.effort_up")
+
+    async def action_effort_down(self) -> None:
+        await self.run_action("screen.effort_down")
+
     def _wish(self, deed: Deed) -> None:
         """About what is chosen, or else about the last turn."""
         if self.chosen is not None:
@@ -335,11 +362,11 @@ class Talk(QuietScroll, can_focus=True):
 _ENDS: dict[Status, str] = {
     "running": "… being written by another sr-edge",
     "done": "✓ complete",
-    "stopped": "■ stopped · c goes on",
-    "length": "✂ cut at its limit · c goes on",
-    "error": "✗ broke off · c goes on",
+    "stopped": "■ stopped · /continue goes on",
+    "length": "✂ cut at its limit · /continue goes on",
+    "error": "✗ broke off · /continue goes on",
     "refused": "✗ refused",
-    "cut": "✗ the program ended here · c goes on",
+    "cut": "✗ the program ended here · /continue goes on",
 }
 
 

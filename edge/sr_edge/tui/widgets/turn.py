@@ -17,6 +17,7 @@ from sr_edge.store import Turn
 from sr_edge.terminal import safe
 from sr_edge.tui.blocks import Blocks
 from sr_edge.tui.hues import Hues
+from sr_edge.tui.quiet import Backdrop
 from sr_edge.tui.widgets.share import ShareBar
 from sr_edge.tui.widgets.trace import Trace
 
@@ -43,7 +44,7 @@ class PromptView(Static, can_focus=False):
 
     def __init__(self, turn: Turn) -> None:
         branch = f"  ‹{turn.branch}/{turn.branches}›" if turn.branches > 1 else ""
-        super().__init__(Content.assemble(("❯ ", "$accent"), safe(turn.text), (branch, "$text-muted")))
+        super().__init__(Content.assemble(("❯ ", "$accent"), safe(turn.text), (branch, "dim")))
         self.turn = turn
 
     @property
@@ -65,14 +66,14 @@ class PromptView(Static, can_focus=False):
         return self.turn.text
 
 
-class AnswerView(Vertical):
+class AnswerView(Vertical, Backdrop):
     """An answer that is being written, or one of the history. Fed by its owner; asks for nothing."""
 
     DEFAULT_CSS = """
     AnswerView {
         height: auto;
         margin-bottom: 1;
-        #reasoning, #marked { height: auto; }
+        #reasoning, #marked { height: auto; margin-bottom: 1; }
         #foot { height: auto; color: $text-muted; padding: 0 1; }
         Answer { height: auto; margin: 1 0 0 1; }
         &.-chosen #foot { color: $text; text-style: reverse; }
@@ -92,12 +93,14 @@ class AnswerView(Vertical):
         *,
         folding: Folding,
         hues: Hues,
+        details: bool = True,
         blocks: Blocks | None = None,
         foot: str = "",
     ) -> None:
         """Args:
         turn: its id.
         hues: of the remotes; the whole conversation has the same.
+        details: whether each span says what it took.
         blocks: of a stored answer; None begins an empty one.
         foot: what it took, and how it ended; see `foot_line`.
         """
@@ -106,6 +109,7 @@ class AnswerView(Vertical):
         super().__init__()
         self._answer = Answer()
         self._hues = hues
+        self._has_details = details
         self.turn = turn
         self.blocks = blocks or Blocks()
         self._folding = folding
@@ -119,7 +123,7 @@ class AnswerView(Vertical):
     def compose(self) -> ComposeResult:
         yield ShareBar(hues=self._hues)
         for name in ("reasoning", "marked"):
-            trace = Trace(hues=self._hues, id=name)
+            trace = Trace(hues=self._hues, labels=self._has_details, id=name)
             trace.can_focus = False  # the conversation has it
             yield trace
         yield self._answer
@@ -160,6 +164,11 @@ class AnswerView(Vertical):
         if not self._is_running:
             self._fold_if_long()
         self._arrange()
+
+    def show_details(self, shown: bool) -> None:
+        self._has_details = shown
+        for trace in self.query(Trace):
+            trace.show_labels(shown)
 
     def toggle(self) -> None:
         self._is_folded = not self._is_folded
@@ -237,6 +246,7 @@ class AnswerView(Vertical):
             self.blocks.share,
             folded=self._is_folded,
             can_fold=has_reasoning or self._has_marks,
+            what="reasoning" if has_reasoning else "spans",
             running=self._is_running,
         )
         self.query_one("#reasoning", Trace).display = has_reasoning and not self._is_folded
