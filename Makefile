@@ -11,7 +11,7 @@ DEMO_PROBLEM ?= Ida fills 28 bags with 4 coins each. Tom gives her 93 more. Ida 
 export DEMO_PROBLEM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all dev lint types imports picture clean
+.PHONY: help demo test test-all dev lint types imports picture pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ imports: $(VENV)/.installed-dev  ## import-linter: who may import whom
 picture: $(VENV)/.installed  ## record docs/ask.svg again: a real run on the built-in pair
 	@echo "==> docs/ask.svg"
 	@$(BIN)/python docs/picture.py
+
+pictures: $(VENV)/.installed  ## draw docs/chat.svg and docs/chat-span.svg again: a real chat with the built-in pair
+	@echo "==> docs/chat.svg docs/chat-span.svg"
+	@$(BIN)/python docs/chat_pictures.py
 
 clean:  ## remove builds and caches (.venv stays: delete it by hand to start over)
 	@echo "==> removing builds and caches"

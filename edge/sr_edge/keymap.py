@@ -45,7 +45,7 @@ KEYMAP: tuple[Key, ...] = (
     Key("nav.sidebar", "ctrl+b", "sidebar", "list of conversations", "chat"),
     Key("nav.block.prev", "alt+up", "previous_block", "previous span or answer", "chat"),
     Key("nav.block.next", "alt+down", "next_block", "next span or answer", "chat"),
-    Key("app.palette", "ctrl+p", "command_palette", "commands", "app", show=True),
+    Key("app.palette", "ctrl+p", "command_palette", "commands", "app"),
     Key("app.help", "f1", "help", "help", "app", show=True),
     Key("app.settings", "f2", "settings", "settings", "app"),
     Key("app.interrupt", "ctrl+c", "interrupt", "copy, clear, stop or leave", "app", is_first=True),

@@ -20,3 +20,12 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine that runs the tests says of its terminal is not to be seen in them."""
     for variable in ("NO_COLOR", "COLORTERM", "TEXTUAL_THEME", "VISUAL", "EDITOR"):
         monkeypatch.delenv(variable, raising=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The report on pictures that differ goes where nobody commits it, and may be written in an old way."""
+    if config.getoption("snapshot_report", None) == "snapshot_report.html":
+        config.option.snapshot_report = ".pytest_cache/snapshot_report.html"
+    config.addinivalue_line(
+        "filterwarnings", r"ignore:datetime\.datetime\.utcnow:DeprecationWarning:pytest_textual_snapshot"
+    )

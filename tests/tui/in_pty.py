@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import fcntl
 import os
 import pty
-import re
 import select
 import signal
 import struct
@@ -23,11 +21,10 @@ from types import TracebackType
 from tests.command_line import environment
 from tests.tui.glass import Glass
 
-PATIENCE = 90.0  # seconds, after which a test fails
+PATIENCE = 30.0  # seconds, after which a test fails
 STAGED = (sys.executable, str(Path(__file__).with_name("staged.py")))
 """`sr-edge` with another command as its child: `STAGED_CHILD` has it, one argument a line."""
 _TICKS = os.sysconf("SC_CLK_TCK")
-_SEQUENCES = re.compile(r"\x1b(?:\[[0-9;?<>=!$ ]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[=>78])")
 
 
 class Program:
@@ -49,8 +46,6 @@ class Program:
         """When it had written how many bytes."""
         self.on_screen: Callable[[Glass], None] | None = None
         """Called, on the reader's thread, after each change of the glass."""
-        self._text = ""  # without sequences
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._told = threading.Condition()
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
@@ -84,8 +79,9 @@ class Program:
         self._process.wait()
         self._stopping = True
         self._reader.join()
-        os.close(self._master)
-        os.close(self._slave)
+        if self._master >= 0:
+            os.close(self._master)
+            os.close(self._slave)
 
     @property
     def pid(self) -> int:
@@ -159,6 +155,14 @@ class Program:
 
     def is_running(self) -> bool:
         return self._process.poll() is None
+
+    def hang_up(self) -> None:
+        """As when the window is closed: the other end of the terminal is gone."""
+        self._stopping = True
+        self._reader.join()
+        os.close(self._slave)
+        os.close(self._master)
+        self._slave = self._master = -1
 
     def terminal_now(self) -> list[object]:
         return termios.tcgetattr(self._slave)

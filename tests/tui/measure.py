@@ -15,7 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from tests.engine.situations import ENDLESS, endpoint
+from tests.tui.chatting import QUESTION
 from tests.tui.in_pty import STAGED, Program
+from tests.tui.talking_child import story
+
+from sr_edge.store import Store, history_path
+from sr_edge.testing.fault_endpoint import HANG
 
 KEYS = [chr(n) for n in range(0x0410, 0x0450)]  # letters that nothing else here writes
 PLACEHOLDER = "Ask something"
@@ -36,6 +42,21 @@ def row(name: str, *figures: object) -> None:
 def a_home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sr-edge-measure-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+def fill(home: Path, answers: int, spans: int) -> None:
+    """A history with one conversation, of so many answers of so many spans each."""
+    store = Store.open(history_path({"SR_EDGE_HOME": str(home)}))
+    conversation = store.new_conversation("go", model="small-1.5b")
+    parent = None
+    for _ in range(answers):
+        parent = store.say(conversation.id, parent, "go").id
+        recorder = store.begin(parent, policy="auto", seed=None)
+        for event, _ in story(spans):
+            recorder.add(event)
+        recorder.close()
+        parent = recorder.turn
+    store.close()
 
 
 def talking(spans: int, rate: float) -> dict[str, str]:
@@ -121,58 +142,47 @@ def cpu(seconds: float = 10.0) -> None:
         time.sleep(seconds)
         return f"{100 * (program.cpu() - before) / (time.monotonic() - began):.1f}"
 
+    with a_home() as home, Program(home=home, command=STAGED, env=talking(2000, 30), glass=False) as program:
+        program.until_written(b"idle", 0)
+        time.sleep(1)
+        row("idle, a new conversation", share(program))
+        program.type("go\r")
+        time.sleep(2)
+        row("30 tokens a second, a new conversation", share(program))
     with a_home() as home:
-        with Program(home=home, command=STAGED, env=talking(2000, 30), glass=False) as program:
-            program.until_written(b"idle", 0)
-            time.sleep(1)
-            row("idle, a new conversation", share(program))
-            program.type("go\r")
-            time.sleep(2)
-            row("30 tokens a second, a new conversation", share(program))
-    with a_home() as home:
-        with Program(home=home, command=STAGED, env=talking(2000, 0)) as program:
-            program.until("idle")
-            program.type("go\r")
-            program.until("✓ complete")
+        fill(home, 1, 2000)
         with Program("-c", home=home, command=STAGED, env=talking(2000, 30)) as program:
             program.until("✓ complete")
-            time.sleep(2)
+            time.sleep(3)
             row("idle, 2,000 spans", share(program))
             program.type("go\r")
             program.until("◆1 ")
             row("30 tokens a second, after 2,000 spans", share(program))
-    with a_home() as home:
-        with Program(home=home, command=STAGED, env=talking(2000, 2000), size=(120, 40)) as program:
-            program.until("idle")
-            program.type("go\r")
-            program.until("◆300 ")
-            row("2,000 tokens a second", share(program))
+    with a_home() as home, Program(home=home, command=STAGED, env=talking(2000, 1000)) as program:
+        program.until("idle")
+        program.type("go\r")
+        program.until("◆20 ")
+        row("1,000 tokens a second", share(program))
 
 
 def open_(n: int = 3) -> None:
-    """A conversation with 2,000 spans, from Enter in the list until it is drawn."""
+    """Conversations with 2,000 spans, from the click in the list until they are drawn."""
     row("opening 2,000 spans", "CPU s", "wall s")
-    with a_home() as home, Program(home=home, command=STAGED, env=talking(400, 0)) as program:
-        program.until("idle")
-        for turn in range(5):
-            program.type(f"go {turn}\r")
-            program.until(lambda screen, turn=turn: f"go {turn}" in screen and is_over(screen))
-            time.sleep(0.3)
-        program.type("/new\r")
-        program.until("new conversation")
-        time.sleep(1)
-        for _ in range(n):
-            program.type("\x02")  # ctrl+b: to the list
-            time.sleep(0.5)
-            before, began = program.cpu(), time.monotonic()
-            program.type("\r")
-            program.until(lambda screen: "✓ complete" in screen)
-            wall = time.monotonic() - began
-            time.sleep(1)
-            row("", f"{program.cpu() - before:.2f}", f"{wall:.2f}")
-            program.type("/new\r")
-            program.until(lambda screen: "✓ complete" not in screen)
-            time.sleep(1)
+    for answers, spans in ((1, 2000), (20, 100)):
+        with a_home() as home:
+            fill(home, answers, spans)
+            with Program(home=home, command=STAGED, env=talking(1, 0)) as program:
+                program.until("idle")
+                for _ in range(n):
+                    before, began = program.cpu(), time.monotonic()
+                    program.type("\x1b[<0;5;3M\x1b[<0;5;3m")  # a click on the first one of the list
+                    program.until("✓ complete")
+                    wall = time.monotonic() - began
+                    time.sleep(1)
+                    row(f"  {answers} x {spans}", f"{program.cpu() - before:.2f}", f"{wall:.2f}")
+                    program.type("/new\r")
+                    program.until(lambda screen: "✓ complete" not in screen)
+                    time.sleep(1)
 
 
 def memory() -> None:
@@ -194,12 +204,61 @@ def is_over(screen: str) -> bool:
     return "✓ complete" in screen and status_of(screen)[:1] not in SPINNER
 
 
+def stop(n: int = 20) -> None:
+    """From Esc until the screen says so."""
+    row("Esc to stopped on the screen, ms", "n", "p50", "p95", "max")
+    rng = random.Random(0)
+    with a_home() as home:
+        latencies("loading", [stopped_while_loading(home, rng) for _ in range(n // 2)])
+    for state, (reply, policy, sign) in STATES.items():
+        server = endpoint(reply) if reply else None
+        with server or nullcontext(), a_home() as home:
+            remote = ["--big", server.url, "--big-model", "big"] if server else []
+            options = ["--policy", policy, "--temp", 0, *remote]
+            with Program(*options, home=home) as program:
+                program.until(lambda screen: "   idle" in screen)
+                latencies(state, [stopped_in(program, sign, rng) for _ in range(n)])
+
+
+STATES = {
+    "waiting": (HANG, "auto", "waiting for"),
+    "remote": (ENDLESS, "auto", "big "),
+    "asking": (HANG, "ask", "waiting for you"),
+}
+"""What the remote does, who may write, and what is on the screen then."""
+
+
+def stopped_in(program: Program, sign: str, rng: random.Random) -> float:
+    """Milliseconds."""
+    program.type(QUESTION)
+    time.sleep(0.3)
+    program.type("\r")
+    program.until(lambda screen: sign in status_of(screen))
+    time.sleep(rng.uniform(0, 0.3))
+    return stopped(program)
+
+
+def stopped_while_loading(home: Path, rng: random.Random) -> float:
+    with Program(QUESTION, home=home) as program:
+        program.until("❯")
+        time.sleep(rng.uniform(0, 0.2))
+        return stopped(program)
+
+
+def stopped(program: Program) -> float:
+    began = time.monotonic()
+    program.type("\x1b")
+    program.until(lambda screen: status_of(screen).startswith(("stopped", "idle")))
+    return (time.monotonic() - began) * 1000
+
+
 MEASURES: dict[str, Callable[[], None]] = {
     "start": start,
     "keys": keys,
     "cpu": cpu,
     "open": open_,
     "memory": memory,
+    "stop": stop,
 }
 
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from tests.tui.chatting import QUESTION, READY, answer, answered, chat, running, spans_story
 from tests.tui.small import shown, until
 
 from sr_edge.engine.messages import Answered, Answering, Asked, Died
 from sr_edge.events import Finished, LocalToken, SpanClosed, SpanOpened, Started
 from sr_edge.store import Store
+from sr_edge.tui.widgets import transcript
 from sr_edge.tui.widgets.consent import Consent
 from sr_edge.tui.widgets.prompt import Prompt
 from sr_edge.tui.widgets.transcript import Talk
@@ -262,3 +264,22 @@ async def test_the_question_goes_when_the_user_goes_offline(tmp_path: Path) -> N
         assert not consent.is_asking
         await pilot.press("escape")
         await answered(app, pilot)
+
+
+async def test_a_long_conversation_keeps_no_more_views_than_its_window_and_none_of_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcript, "WINDOW", 4)
+    app = chat(tmp_path, script=[READY, *(step for n in range(5) for step in said(f"answer {n}"))])
+    async with running(app) as pilot:
+        for n in range(1, 6):
+            await app.chat.send(f"question {n}")
+            await answered(app, pilot)
+            assert len(app.chat.dialogue.turns) == 2 * n
+        talk = app.chat.query_one(Talk)
+        await until(pilot, lambda: len(talk.views) == 4)
+        assert "6 earlier turns" in shown(app)
+        talk.focus()
+        await pilot.press("g")
+        await until(pilot, lambda: len(talk.views) == 8)
+        assert "2 earlier turns" in shown(app)

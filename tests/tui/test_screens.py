@@ -154,8 +154,8 @@ async def stopped(stage: Stage) -> None:
 
 async def died(stage: Stage) -> None:
     await stage.asks()
-    await stage.sees("✗ broke off")
     await stage.sees("killed")
+    await until(stage.pilot, lambda: not stage.app.chat.is_answering)
 
 
 async def searching(stage: Stage) -> None:
@@ -181,6 +181,8 @@ async def exporting(stage: Stage) -> None:
 async def long_talk(stage: Stage) -> None:
     await stage.app.chat.open(stage.app.chat.dialogue.store.conversations()[0].id)
     await stage.sees("Question 30")
+    await stage.in_talk("g")
+    await stage.sees("earlier turns")
 
 
 async def listing(stage: Stage) -> None:
@@ -259,9 +261,10 @@ SCENES = {
 
 def story(name: str) -> list[dict[str, Any]]:
     """A name with `-twice` plays its answer a second time."""
-    name, _, twice = name.partition("-twice")
-    steps = [json.loads(line) for line in (STORIES / f"{name}.jsonl").read_text("utf-8").splitlines()]
-    return steps + steps[1:] if _ else steps
+    plays_twice = name.endswith("-twice")
+    file = STORIES / f"{name.removesuffix('-twice')}.jsonl"
+    steps = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return steps + steps[1:] if plays_twice else steps
 
 
 class _Today(datetime.date):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 
 from sr_edge.dialogue import Dialogue
@@ -79,6 +80,14 @@ class EdgeApp(App[int]):
             environ=self._environ,
             clock=self._clock,
         )
+
+    def get_driver_class(self) -> type[Driver]:
+        driver = super().get_driver_class()
+        if driver.__name__ != "LinuxDriver":
+            return driver
+        from sr_edge.tui.driver import QuickDriver
+
+        return QuickDriver
 
     async def on_mount(self) -> None:
         self._follow(self._config.ui)

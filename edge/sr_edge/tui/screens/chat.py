@@ -205,7 +205,9 @@ class ChatScreen(QuietScreen[None]):
             if isinstance(heard, Event):
                 grew = True
                 self._fold.add(heard)
-                if self._live is not None and not isinstance(heard, Finished):
+                if isinstance(heard, Finished):
+                    break  # the status says so before all else is put in order
+                if self._live is not None:
                     self._live.blocks.add(heard)
             elif await self._hear_report(heard):
                 break  # what follows belongs to a view that is being made
@@ -256,6 +258,7 @@ class ChatScreen(QuietScreen[None]):
         else:
             foot = foot_of(self.dialogue.turns[-1])
         await live.end(foot)
+        await self.query_one(Talk).trim(self.dialogue.turns)
         if self._is_to_reopen:
             self._reopen()
         if error is not None:

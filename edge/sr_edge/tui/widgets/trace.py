@@ -282,6 +282,8 @@ class Trace(Growing, can_focus=True):
         self._strips.clear()
 
     def render_lines(self, crop: Region) -> list[Strip]:
+        if self._seen < 0 and self._width:
+            self._update()  # painted before it was laid out anew: blank rows would stay
         self._num_painted += crop.height
         if self._num_painted > 4 * _MAX_STRIPS:  # what Textual keeps of each line would only ever grow
             self._styles_cache.clear()

@@ -136,6 +136,29 @@ class Talk(QuietScroll, can_focus=True):
         self.anchor()
         return view
 
+    async def trim(self, turns: Sequence[Turn]) -> None:
+        """Keep no more views than the window holds, unless somebody reads further up.
+
+        Args:
+            turns: all that there are, as they are stored.
+        """
+        earlier = list(turns[:-WINDOW])
+        gone = {turn.id for turn in earlier}
+        views = [view for view in self.views if _id_of(view) in gone]
+        if not views or not self._is_at_end:
+            return
+        self._earlier = earlier
+        for view in views:
+            if self._chosen and self._chosen[0] is view:
+                self._chosen = None
+            await view.remove()
+        await self.query(_Earlier).remove()
+        await self._turns.mount_all(self._marker(), before=0)
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self.scroll_offset.y >= self.max_scroll_y
+
     async def truncate(self, turn: str) -> None:
         """Take away the view of this turn, and all after it."""
         views = self.views
