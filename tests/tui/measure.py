@@ -229,7 +229,9 @@ STATES = {
 
 
 def stopped_in(program: Program, sign: str, rng: random.Random) -> float:
-    """Milliseconds."""
+    """Milliseconds. In a conversation of its own: with stopped answers before it the pair asks for nothing."""
+    program.type("\x0e")  # Ctrl+N
+    program.until("A small model on this machine")
     program.type(QUESTION)
     time.sleep(0.3)
     program.type("\r")

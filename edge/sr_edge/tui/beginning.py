@@ -24,7 +24,7 @@ from sr_edge.store import HistoryError, Store, history_path
 from sr_edge.store.alive import Sign, is_alive
 from sr_edge.tui.app import EdgeApp
 
-ESCAPE_SECONDS = 0.03
+ESCAPE_SECONDS = 0.02
 """How long an Esc waits for the rest of a sequence. Textual looks once in 0.1: at its own 0.1, twice."""
 
 _FORGOTTEN = "sr-edge-chat-"  # how the folders of chats begin that keep nothing

@@ -15,7 +15,7 @@ _ESCAPE = b"\x1b"
 
 
 class QuickDriver(LinuxDriver):
-    """Textual's own looks for the rest of a sequence ten times a second: all the time that a stop may take."""
+    """Textual's own looks for the rest of a sequence every 0.1 s: all the time that a stop may take."""
 
     def run_input_thread(self) -> None:
         parser = XTermParser(self._debug)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from types import coroutine
 from typing import Generic
 
 from textual.containers import VerticalScroll
@@ -23,6 +25,12 @@ class QuietScreen(Screen[ScreenResultType], Generic[ScreenResultType]):
         self._had_app_focus = self.app.app_focus
         nodes = (self.focused or self).ancestors_with_self
         self.app.stylesheet.update_nodes([node for node in nodes if node is not self.app], animate=animate)
+
+
+@coroutine
+def one_turn() -> Generator[None, None, None]:
+    """Let whatever else waits on the event loop have its turn."""
+    yield
 
 
 class Growing(Widget):

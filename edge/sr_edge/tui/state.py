@@ -92,8 +92,8 @@ class State:
         return self.phase in BUSY
 
     def stopping(self) -> None:
-        if self.is_busy:
-            self._enter("stopping")
+        """The user wants the answer to end, whether it has begun or not."""
+        self._enter("stopping")
 
     def decided(self) -> None:
         """The user has answered whether a span may leave."""

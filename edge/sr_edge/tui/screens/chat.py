@@ -34,7 +34,7 @@ from sr_edge.tui.bindings import bindings
 from sr_edge.tui.commanding import Commanding
 from sr_edge.tui.deeds import Deeds
 from sr_edge.tui.prompts import PastPrompts
-from sr_edge.tui.quiet import QuietScreen
+from sr_edge.tui.quiet import QuietScreen, one_turn
 from sr_edge.tui.slash import parse
 from sr_edge.tui.state import State
 from sr_edge.tui.widgets.consent import Consent, Request
@@ -59,6 +59,7 @@ _TYPING_SECONDS = 0.3  # after a letter
 MAX_BIAS = 10.0
 
 _TWICE_SECONDS = 2.0
+_SETTLE_SECONDS = 1.0  # it takes milliseconds
 _DIALS: tuple[Dial, ...] = ("auto", "ask", "local")
 
 
@@ -300,10 +301,18 @@ class ChatScreen(QuietScreen[None]):
 
     async def _settle(self) -> None:
         """Show the end of the answer before, if it has been written and not shown yet."""
-        while self._live is not None and not self.dialogue.is_answering:
+        until = time.monotonic() + _SETTLE_SECONDS
+        while self._live is not None and self._is_written and time.monotonic() < until:
             if not self._heard:
                 time.sleep(0.001)  # its end is being told on the engine's thread just now
+            self._drawn_at = 0.0
             await self._draw()
+            await one_turn()
+
+    @property
+    def _is_written(self) -> bool:
+        """Whether nothing of the answer is to come but word that it is over."""
+        return not self.dialogue.is_answering or self._fold.transcript.finish is not None
 
     async def _show_answering(self, before: list[str]) -> None:
         """Bring the views to the dialogue's turns, of which the answer under way is not one yet."""
@@ -409,6 +418,7 @@ class ChatScreen(QuietScreen[None]):
 
     async def open(self, id: str, turn: str | None = None) -> None:
         """Show a conversation, at this turn or at its end. Nothing is sent."""
+        await self._settle()
         try:
             self.dialogue.open(id, turn)
         except EdgeError as error:
@@ -628,6 +638,7 @@ class ChatScreen(QuietScreen[None]):
             self.query_one(Prompt).focus()
 
     async def action_new(self) -> None:
+        await self._settle()
         try:
             self.dialogue.new()
         except EdgeError as error:
