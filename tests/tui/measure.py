@@ -229,7 +229,7 @@ STATES = {
 
 
 def stopped_in(program: Program, sign: str, rng: random.Random) -> float:
-    """Milliseconds. In a conversation of its own: with stopped answers before it the pair asks for nothing."""
+    """Milliseconds. In a new conversation: after stopped answers the pair asks for nothing."""
     program.type("\x0e")  # Ctrl+N
     program.until("A small model on this machine")
     program.type(QUESTION)
