@@ -24,6 +24,7 @@ from sr_edge.tui.widgets.prompt import Prompt
 from sr_edge.tui.widgets.transcript import Talk
 
 TRIES = 300
+STILL = 3  # looks at a screen that does not change
 STORIES = Path(__file__).with_name("stories")
 QUESTION = "What are the last two digits of 7^2024?"
 NOON = datetime.datetime(2026, 3, 12, 12, tzinfo=datetime.UTC).timestamp()
@@ -294,6 +295,19 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+async def still_picture(app: EdgeApp, pilot: Pilot[Any]) -> None:
+    """Wait until nothing changes any more: what was heard last is drawn, and what lies behind it too."""
+    last, same = "", 0
+    for _ in range(TRIES):
+        await pilot.pause(0.1)
+        picture = app.export_screenshot()
+        same = same + 1 if picture == last else 0
+        last = picture
+        if same == STILL:
+            return
+    raise AssertionError("the screen never came to rest")
+
+
 @pytest.mark.parametrize("colour", ["colour", "plain"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("name", SCENES)
@@ -322,6 +336,6 @@ def test_a_screen_looks_as_it_did(
         await scene.play(stage)
         if not scene.keeps_notices:
             app.clear_notifications()
-        await pilot.pause(1.5 / 12)  # what was heard last is drawn
+        await still_picture(app, pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=play)
