@@ -272,3 +272,15 @@ def test_records_are_frozen(store: Store) -> None:
     one = store.new_conversation("x")
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.title = "y"  # type: ignore[misc]
+
+
+def test_one_turn_is_as_it_stands_in_its_thread(store):
+    conversation = store.new_conversation("one")
+    first = store.say(conversation.id, None, "a")
+    recorder = store.begin(first.id, policy="auto", seed=None)
+    recorder.close("stopped")
+    other = store.say(conversation.id, None, "b", edited=True)
+    for turn in (first.id, recorder.turn, other.id):
+        assert store.turn(turn) == store.thread(turn)[-1]
+    with pytest.raises(HistoryError):
+        store.turn("nothing")

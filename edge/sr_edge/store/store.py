@@ -206,6 +206,13 @@ class Store:
                 at = by_id[at].parent
             return [self._turn(row, _beside(row, by_id.values())) for row in reversed(path)]
 
+    def turn(self, id: str) -> Turn:
+        """Raises: HistoryError: the turn is not there."""
+        with self._reading(), self._one_moment():
+            all_rows = self._turns_beside(id)
+            row = next(row for row in all_rows if row.id == id)
+            return self._turn(row, _beside(row, all_rows))
+
     def siblings(self, turn: str) -> list[Turn]:
         """The branches at this place, oldest first, itself among them."""
         with self._reading(), self._one_moment():
