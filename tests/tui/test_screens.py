@@ -299,6 +299,7 @@ async def still_picture(app: EdgeApp, pilot: Pilot[Any]) -> None:
     """Wait until nothing changes any more: what was heard last is drawn, and what lies behind it too."""
     last, same = "", 0
     for _ in range(TRIES):
+        app.screen.refresh()  # a dialog keeps what lay behind it when it was drawn, which may be nothing yet
         await pilot.pause(0.1)
         picture = app.export_screenshot()
         same = same + 1 if picture == last else 0
