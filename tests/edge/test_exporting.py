@@ -478,6 +478,8 @@ def test_a_write_that_fails_leaves_no_half_export(tmp_path: Path) -> None:
         ("../../etc/passwd", "etc-passwd.md"),
         ("Größe: 3 > 2?", "größe-3-2.md"),
         ("***", "conversation.md"),
+        ("\x1b]0;x\x07 ..", "conversation.md"),
+        ("日本語 の", "日本語-の.md"),
         ("CON", "conversation.md"),
         ("word " * 40, "word-word-word-word-word-word-word-word-word-word-word-word.md"),
         ("x" * 400, "conversation.md"),

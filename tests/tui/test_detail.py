@@ -36,8 +36,8 @@ def facts(record: SpanRecord, **options) -> dict[str, str]:
 
 
 def test_all_there_is_to_know_is_told():
-    assert facts(RECORD, price=PRICE, threshold=0.5) == {
-        "why": "the small model asked for help (p 0.83, from 0.50 on it asks)",
+    assert facts(RECORD, price=PRICE) == {
+        "why": "the small model asked for help (p 0.83)",
         "sent": "1,812 tokens · 7.2 kB",
         "time": "first text after 400 ms · 900 ms in all · back to the small model in 50 ms",
         "text": "46 tokens · 92 tok/s",
@@ -105,7 +105,7 @@ async def test_a_key_says_what_is_to_be_done(key, doing):
 
 @pytest.mark.parametrize("size", [(120, 40), (60, 20), (40, 12)])
 async def test_it_is_readable_at_any_size(size):
-    app = Page(price=PRICE, threshold=0.5)
+    app = Page(price=PRICE)
     async with app.run_test(size=size) as pilot:
         await pilot.pause()
         text = app.text()

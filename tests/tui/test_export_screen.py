@@ -8,7 +8,7 @@ from textual.app import App
 from textual.widgets import Input, OptionList
 
 from sr_edge.errors import UsageError
-from sr_edge.tui.screens.export import FORMATS, ExportScreen, file_stem
+from sr_edge.tui.screens.export import FORMATS, ExportScreen
 
 
 class Host(App[None]):
@@ -110,18 +110,3 @@ async def test_a_click_chooses_the_form(tmp_path: Path) -> None:
         await pilot.click(OptionList, offset=(5, 3))
         await until(pilot, lambda: app.line.value.endswith("sums-of.jsonl"))
         assert app.focused is app.line
-
-
-@pytest.mark.parametrize(
-    ("title", "stem"),
-    [
-        ("Sums of cubes: 1/2?", "sums-of-cubes-1-2"),
-        ("../../etc/passwd", "etc-passwd"),
-        ("\x1b]0;x\x07 ..", "conversation"),
-        ("日本語 の", "日本語-の"),
-        ("", "conversation"),
-        ("w " * 100, "w" + "-w" * 29),
-    ],
-)
-def test_a_title_becomes_a_file_name(title: str, stem: str) -> None:
-    assert file_stem(title) == stem

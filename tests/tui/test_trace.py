@@ -277,17 +277,12 @@ async def test_what_is_kept_of_a_long_trace_is_bounded():
 # --- spans -------------------------------------------------------------------------------------------
 
 
-async def test_spans_are_walked_in_both_directions_those_without_text_too():
+async def test_spans_are_known_with_their_lines_those_without_text_too():
     app = Page(local("a"), *span(1, "b"), *span(2, end="offline"), local("c"), *span(3, "d"))
     async with app.run_test(size=(60, 10)) as pilot:
         await pilot.pause()
         trace = app.trace
         assert trace.spans == [1, 2, 3]
-        assert [trace.next_span() for _ in range(4)] == [1, 2, 3, None]
-        assert trace.cursor == 3
-        assert [trace.previous_span() for _ in range(3)] == [2, 1, None]
-        trace.cursor = None
-        assert trace.previous_span() == 3
         assert [trace.line_of(n) for n in (1, 2, 3, 4)] == [1, 2, 4, None]
 
 
@@ -303,28 +298,14 @@ async def test_the_cursor_is_seen_without_colours():
         assert [line[0] for line in app.screen_lines()[:3]] == ["┃", "┃", "█"]
 
 
-async def test_enter_and_a_click_choose_a_span():
+async def test_a_click_chooses_a_span():
     app = Page(local("a"), *span(1, "b"), *span(2, "c"))
     async with app.run_test(size=(60, 10)) as pilot:
         await pilot.pause()
-        app.trace.focus()
-        await pilot.press("enter")
-        assert app.chosen == []
         await pilot.click(Trace, offset=(5, 1))
         await pilot.click(Trace, offset=(5, 0))
-        app.trace.next_span()
-        await pilot.press("enter")
         await pilot.pause()
-        assert app.chosen == [1, 2]
-
-
-async def test_a_span_out_of_sight_is_scrolled_to():
-    app = Page(local("line\n" * 50), *span(1, "here"), local("\nline" * 50))
-    async with app.run_test(size=(40, 10)) as pilot:
-        await pilot.pause()
-        app.trace.scroll_to_span(1)
-        await pilot.pause()
-        assert any("◆1 here" in line for line in app.screen_lines())
+        assert app.chosen == [1]
 
 
 # --- copying -----------------------------------------------------------------------------------------

@@ -19,11 +19,10 @@ from sr_edge.commands.output import note
 from sr_edge.config import Config, Setting, load_config
 from sr_edge.config.edit import Change, change_config, replace_config
 from sr_edge.config.load import PROFILE_VARIABLE, check_text, config_of, read_config
-from sr_edge.config.schema import Key, checked, find_key, from_text
+from sr_edge.config.schema import Key, as_text, checked, find_key, from_text
 from sr_edge.errors import UsageError
 from sr_edge.files import config_path, new_private
 from sr_edge.keys import origin_of
-from sr_edge.terminal import safe_line
 
 app = typer.Typer(**STYLE)
 
@@ -79,7 +78,7 @@ def show(
         )
         return
     rows = [
-        [name, _shown(_masked(name, setting.value)), setting.origin]
+        [name, as_text(_masked(name, setting.value)), setting.origin]
         for name, setting in known.settings.items()
     ]
     heading = ["setting", "value", "from"]
@@ -94,13 +93,13 @@ def get(key: Name, profile: Profile = None) -> None:
     known = settings(profile)
     section = {name: setting for name, setting in known.settings.items() if name.startswith(f"{key}.")}
     if section:
-        print_table(["setting", "value"], [[name, _shown(s.value)] for name, s in section.items()])
+        print_table(["setting", "value"], [[name, as_text(s.value)] for name, s in section.items()])
         return
     value = _setting(known, key).value
     if value is None:
         note(f"{key} is not set")
     else:
-        say(_shown(value))
+        say(as_text(value))
 
 
 @app.command("set", context_settings={"ignore_unknown_options": True})
@@ -231,19 +230,6 @@ def _setting(config: Config, key: str) -> Setting:
     return config.settings.get(key) or Setting(known.default, "default")
 
 
-def _shown(value: Any) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(value).lower()
-        case tuple() | list():
-            return ", ".join(map(_shown, value))
-        case float():
-            return f"{value:.15g}"
-    return safe_line(str(value))
-
-
 def _masked(name: str, value: Any) -> Any:
     """A command as it is shown to be pasted elsewhere: what looks like a key in it is left out."""
     if not name.endswith(".api_key_cmd"):
@@ -322,7 +308,7 @@ def _say_if_overridden(key: str, value: object, path: tuple[str, ...]) -> None:
     if now is not None and now.value != value and now.origin.startswith(("env ", "profile ")):
         by = f"{PROFILE_VARIABLE}={now.origin.removeprefix('profile ')}"
         by = now.origin.removeprefix("env ") if now.origin.startswith("env ") else by
-        note(f"written; but {by} in the environment comes first: {key} is {_shown(now.value)}")
+        note(f"written; but {by} in the environment comes first: {key} is {as_text(now.value)}")
 
 
 # --- the editor --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from sr_edge.budget import MAX_PRICE
 from sr_edge.errors import UsageError
 from sr_edge.keymap import KEYMAP, check_keys
 from sr_edge.policy import Dial
+from sr_edge.terminal import safe_line
 
 Kind = Literal[
     "text", "path", "flag", "count", "number", "choice", "words", "command", "url", "variable", "api", "keys"
@@ -252,6 +253,20 @@ def from_text(key: Key, text: str) -> object:
         case "command" if text.startswith("["):
             return _toml_list(text)
     return text
+
+
+def as_text(value: object) -> str:
+    """A value as it can be typed again, on one line and safe to show; nothing for None."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case tuple() | list():
+            return ", ".join(map(as_text, value))
+        case float():
+            return f"{value:.15g}"
+    return safe_line(str(value))
 
 
 def _toml_list(text: str) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sr_edge.exporting.data import as_object, json_lines, json_text
 from sr_edge.exporting.page import html
 from sr_edge.exporting.prose import markdown
-from sr_edge.exporting.saving import ENDINGS, Format, file_name, write
+from sr_edge.exporting.saving import ENDINGS, Format, file_name, stem_of, write
 
 __all__ = [
     "ENDINGS",
@@ -20,5 +20,6 @@ __all__ = [
     "json_lines",
     "json_text",
     "markdown",
+    "stem_of",
     "write",
 ]

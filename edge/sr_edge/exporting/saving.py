@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from sr_edge.errors import UsageError
+from sr_edge.terminal import safe_line
 
 if TYPE_CHECKING:
     from sr_edge.store import Conversation
@@ -30,8 +31,13 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # on Wi
 
 
 def file_name(conversation: Conversation, form: Format) -> str:
-    """A name that every file system takes: `sums-of-cubes.md`."""
-    words = re.findall(r"[^\W_]+", conversation.title.lower())
+    """Such as `sums-of-cubes.md`."""
+    return stem_of(conversation.title) + ENDINGS[form]
+
+
+def stem_of(title: str) -> str:
+    """A file's name without its ending that every file system takes."""
+    words = re.findall(r"[^\W_]+", safe_line(title).lower())
     stem = ""
     for word in words:
         if len(f"{stem}-{word}".encode()) > _MAX_NAME:
@@ -39,7 +45,7 @@ def file_name(conversation: Conversation, form: Format) -> str:
         stem = f"{stem}-{word}" if stem else word
     if not stem or _RESERVED.fullmatch(stem):
         stem = "conversation"
-    return stem + ENDINGS[form]
+    return stem
 
 
 def write(path: Path, text: str) -> Path:

@@ -54,7 +54,6 @@ CREATE TABLE span(  -- all fields of span_opened and span_closed
     remote TEXT,
     sent_tokens INTEGER NOT NULL,
     sent_bytes INTEGER NOT NULL,
-    sent_sha256 TEXT,  -- of the request, where it is known
     opened_at REAL NOT NULL,
     ids TEXT,  -- JSON
     "end" TEXT,

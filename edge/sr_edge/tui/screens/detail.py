@@ -90,19 +90,16 @@ class SpanDetail(ModalScreen[Doing | None]):
         *,
         sent: Sent = "",
         price: Price | None = None,
-        threshold: float | None = None,
         shows_sent: bool = False,
     ) -> None:
         """Args:
         price: of the remote that the span went to, if it is known.
-        threshold: of the small model's opening marker, where there is one.
         shows_sent: at first, instead of what the span says.
         """
         super().__init__()
         self._record = record
         self._sent = sent
         self._price = price
-        self._threshold = threshold
         self.set_class(shows_sent, "-sent")
 
     def compose(self) -> ComposeResult:
@@ -122,7 +119,7 @@ class SpanDetail(ModalScreen[Doing | None]):
     def on_resize(self) -> None:
         """The facts stay in their column, and the keys in sight, however small the screen is."""
         width = max(_MIN_WIDTH, min(100, self.size.width * 94 // 100) - 4)
-        facts = span_facts(self._record, price=self._price, threshold=self._threshold)
+        facts = span_facts(self._record, price=self._price)
         self.query_one("#facts", Static).update(_table(list(facts), width - 1))
         of_keys = 1 + len(wrap(_KEYS, width))
         self.query_one("#scroll").styles.max_height = max(3, self.size.height - of_keys - 2)
@@ -148,14 +145,11 @@ class SpanDetail(ModalScreen[Doing | None]):
         )
 
 
-def span_facts(
-    record: SpanRecord, *, price: Price | None = None, threshold: float | None = None
-) -> Iterator[tuple[str, str]]:
+def span_facts(record: SpanRecord, *, price: Price | None = None) -> Iterator[tuple[str, str]]:
     """A name and what there is to say, line by line; what is not known is left out."""
     why = _TRIGGERS[record.trigger]
     if record.trigger == "marker" and record.p_open is not None:
-        against = f", from {threshold:.2f} on it asks" if threshold is not None else ""
-        why += f" (p {record.p_open:.2f}{against})"
+        why += f" (p {record.p_open:.2f})"
     yield "why", why
     if record.sent_bytes and record.end not in NOT_SENT:
         yield "sent", f"{record.sent_tokens:,} tokens · {size(record.sent_bytes)}"

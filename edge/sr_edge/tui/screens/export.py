@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +16,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from sr_edge.errors import EdgeError
+from sr_edge.exporting import stem_of
 from sr_edge.terminal import safe_line
 
 Write = Callable[[str, Path], Path]
@@ -30,8 +30,6 @@ FORMATS: tuple[tuple[str, str, str], ...] = (
     ("svg", ".svg", "a picture of the screen"),
 )
 """Name, ending of the file, what it is for."""
-
-_MAX_NAME = 60
 
 
 class ExportScreen(ModalScreen[Path | None]):
@@ -78,7 +76,7 @@ class ExportScreen(ModalScreen[Path | None]):
         """
         super().__init__()
         self._write = write
-        self._stem = file_stem(title)
+        self._stem = stem_of(title)
         self._folder = folder or Path()
         self._names = [name for name, _, _ in FORMATS]
         self._at = self._names.index(chosen) if chosen in self._names else 0
@@ -164,9 +162,3 @@ class ExportScreen(ModalScreen[Path | None]):
 
     def action_leave(self) -> None:
         self.dismiss(self._written)
-
-
-def file_stem(title: str) -> str:
-    """A file's name from a title, on any system: letters and digits of any script, with dashes between."""
-    words = re.findall(r"\w+", safe_line(title).casefold())
-    return "-".join(words)[:_MAX_NAME].rstrip("-_") or "conversation"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 
 from sr_edge.config import Config
 from sr_edge.config.edit import Change, change_config
-from sr_edge.config.schema import KEYS, SCHEMA, Key, checked, find_key, from_text
+from sr_edge.config.schema import KEYS, SCHEMA, Key, as_text, checked, find_key, from_text
 from sr_edge.errors import EdgeError, UsageError
 from sr_edge.terminal import safe_line
 
@@ -251,7 +251,7 @@ def rows(config: Config) -> list[Row]:
     found = [_row(key.name, key, config) for key in SCHEMA]
     for name, setting in config.settings.items():
         if name.startswith("remotes."):
-            value = "(a command)" if name.endswith(".api_key_cmd") else shown(setting.value)
+            value = "(a command)" if name.endswith(".api_key_cmd") else as_text(setting.value)
             found.append(Row(name, value, setting.origin, find_key(name)[1].help, None))
     return found + [_row(key.name, key, config) for key in KEYS]
 
@@ -259,21 +259,7 @@ def rows(config: Config) -> list[Row]:
 def _row(name: str, key: Key, config: Config) -> Row:
     setting = config.settings.get(name)
     value = key.default if setting is None else setting.value
-    return Row(name, shown(value), config.origin(name), key.help, key)
-
-
-def shown(value: Any) -> str:
-    """As it can be typed again."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(value).lower()
-        case tuple() | list():
-            return ", ".join(map(shown, value))
-        case float():
-            return f"{value:.15g}"
-    return safe_line(str(value))
+    return Row(name, as_text(value), config.origin(name), key.help, key)
 
 
 def _for_file(key: Key, name: str, text: str) -> object:

@@ -17,14 +17,12 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.binding import Binding, BindingType
 from textual.cache import LRUCache
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.reactive import reactive
 from textual.selection import Selection
 from textual.strip import Strip
-from textual.widget import Widget
 
 from sr_edge.budget import dollars
 from sr_edge.extract import Part
@@ -44,13 +42,10 @@ _NAME_WIDTH = 20
 _MAX_STRIPS = 256
 
 
-class Trace(Growing, can_focus=True):
+class Trace(Growing):
     """One part of an answer, or all of it, as `blocks` has it."""
 
     ALLOW_SELECT = True
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "choose_span", "details", show=False, id="span.detail")
-    ]
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "trace--text",
         "trace--bar",
@@ -160,36 +155,6 @@ class Trace(Growing, can_focus=True):
 
     # --- the cursor ----------------------------------------------------------------------------------
 
-    def next_span(self) -> int | None:
-        """Move the cursor to the span after it, the first one without it; None if there is none."""
-        return self._move(1)
-
-    def previous_span(self) -> int | None:
-        return self._move(-1)
-
-    def _move(self, step: int) -> int | None:
-        spans = self.spans
-        at = spans.index(self.cursor) + step if self.cursor in spans else (0 if step > 0 else len(spans) - 1)
-        if not 0 <= at < len(spans):
-            return None
-        self.cursor = spans[at]
-        return self.cursor
-
-    def scroll_to_span(self, span: int, *, animate: bool = False) -> None:
-        """Bring a span in sight, in whatever it is that scrolls around here."""
-        line = self.line_of(span)
-        if line is None:
-            return
-        rows = sum(drawn.height for drawn in self._drawn if drawn.span == span)
-        region = Region(0, line, self.size.width, min(rows, 5))
-        widget: Widget = self
-        while isinstance(widget.parent, Widget):
-            region = region.translate(widget.virtual_region.offset)
-            widget = widget.parent
-            if widget.is_scrollable:
-                widget.scroll_to_region(region, animate=animate)
-                return
-
     def watch_cursor(self, old: int | None, new: int | None) -> None:
         self._repaint_spans(old, new)
 
@@ -200,10 +165,6 @@ class Trace(Growing, can_focus=True):
         for n, drawn in enumerate(self._drawn):
             if drawn.span is not None and drawn.span in spans:
                 self._repaint(self._start(n), self._ends[n])
-
-    def action_choose_span(self) -> None:
-        if self.cursor is not None:
-            self.post_message(self.SpanChosen(self, self.cursor))
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         at = event.get_content_offset(self)

@@ -123,9 +123,7 @@ class AnswerView(Vertical, Backdrop):
     def compose(self) -> ComposeResult:
         yield ShareBar(hues=self._hues)
         for name in ("reasoning", "marked"):
-            trace = Trace(hues=self._hues, labels=self._has_details, id=name)
-            trace.can_focus = False  # the conversation has it
-            yield trace
+            yield Trace(hues=self._hues, labels=self._has_details, id=name)
         yield self._answer
         yield Static(Content(self._foot), id="foot", markup=False)
 
