@@ -17,8 +17,8 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## install, then ask the built-in pair of models one problem
-	@echo "==> sr-edge ask \"$$DEMO_PROBLEM\""
-	@$(BIN)/sr-edge ask "$$DEMO_PROBLEM" --usage $$(test -t 2 || echo --spans marks)
+	@echo "==> sr-edge ask --no-log \"$$DEMO_PROBLEM\""
+	@$(BIN)/sr-edge ask --no-log "$$DEMO_PROBLEM" --usage $$(test -t 2 || echo --spans marks)
 
 test: $(VENV)/.installed-test  ## install what the tests need, then run them all (but for the slow ones)
 	@echo "==> running the tests"

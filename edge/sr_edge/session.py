@@ -254,6 +254,7 @@ class Session:
             ContextFullError: the prompt does not fit; before any event.
             UsageError: nobody can go on as it is asked for; before any event.
         """
+        messages = self.told(messages)
         if first == "remote" and self.remote is None:
             raise UsageError(f"there is no large model to go on: {_NAME_ONE}")
         unknown = self._unknown_words(messages)
@@ -275,6 +276,16 @@ class Session:
         yield from decoder.generate(
             messages, past=past, first=first, cancelled=cancelled, schedule=schedule, progress=progress
         )
+
+    @property
+    def hears_one_question(self) -> bool:
+        """The built-in models were trained on single problems: what was said before confuses them."""
+        writes_alone = self.dial == "remote" and (self._settings.big is not None or self.outside is not None)
+        return self._suite == DEMO and not writes_alone
+
+    def told(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """What of a conversation the models are told."""
+        return messages[-1:] if self.hears_one_question else messages
 
     def stop(self) -> None:
         """From any thread: no model computes any more until `go_on`. An answer needs `cancelled` besides."""
@@ -300,12 +311,7 @@ class Session:
 
     def _unknown_words(self, messages: Sequence[Message]) -> list[str]:
         """What the models were not made for in the question; nothing if they are for everything."""
-        is_asked_alone = self.dial == "remote" and (
-            self._settings.big is not None or self.outside is not None
-        )
-        if self._suite != DEMO or is_asked_alone:
-            return []
-        return demo.unknown_words(messages[-1].content)
+        return demo.unknown_words(messages[-1].content) if self.hears_one_question else []
 
     def _refused(self, messages: Sequence[Message], unknown: Sequence[str]) -> Iterator[Event]:
         prompt = self.local.render(messages)

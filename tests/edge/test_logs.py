@@ -16,10 +16,13 @@ from tests.command_line import TIMEOUT, environment
 from tests.store.streams import scripted
 
 from sr_edge.commands import BROKEN_PIPE
+from sr_edge.passport import demo_paths
 from sr_edge.store import HistoryError, Store, history_path, messages, opening
 
 QUESTION = "Ida fills 28 bags with 4 coins each. Tom gives her 93 more. How many coins does Ida have now?"
 OTHER = "Sam fills 9 bags with 3 coins each. How many coins does Sam have now?"
+SUITE = b"sr_edge.suite\x08\0\0\0\x04\0\0\0\0\0\0\0"  # the key, and that a text of four bytes follows
+KIND = (SUITE + b"demo", SUITE + b"any!")
 
 
 @pytest.fixture
@@ -68,8 +71,11 @@ def test_the_kept_events_are_the_ones_of_the_answer(home: dict[str, str]) -> Non
 
 
 def test_a_conversation_goes_on_without_old_reasoning(home: dict[str, str], tmp_path: Path) -> None:
-    first = call(home, "ask", QUESTION, "--json")
-    second = call(home, "ask", OTHER, "-c", "--events", tmp_path / "events")
+    model = tmp_path / "of-any-kind.gguf"
+    model.write_bytes(demo_paths().small.read_bytes().replace(*KIND, 1))
+    pair = ("-m", model, "--big", demo_paths().big)
+    first = call(home, "ask", QUESTION, "--json", *pair)
+    second = call(home, "ask", OTHER, "-c", *pair)
     assert (second.returncode, second.stderr) == (0, "")
     with Store.open(history_path(home)) as store:
         (conversation,) = store.conversations()
@@ -81,6 +87,15 @@ def test_a_conversation_goes_on_without_old_reasoning(home: dict[str, str], tmp_
     assert thread[3].transcript
     alone = thread[1].transcript.prompt_tokens
     assert alone < thread[3].transcript.prompt_tokens < alone + thread[1].transcript.local_tokens
+
+
+def test_the_built_in_pair_answers_the_second_question_as_it_would_the_first(home: dict[str, str]) -> None:
+    """It was trained on single problems, and answers wrongly behind another one."""
+    alone = json.loads(call(home, "ask", OTHER, "--json", "--no-log", "--temp", 0).stdout)
+    call(home, "ask", QUESTION)
+    second = json.loads(call(home, "ask", OTHER, "--json", "-c", "--temp", 0).stdout)
+    assert second["answer"] == alone["answer"]
+    assert second["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
 
 
 def test_a_conversation_is_chosen_by_the_beginning_of_its_id(home: dict[str, str]) -> None:

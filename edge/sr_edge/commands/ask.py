@@ -225,7 +225,7 @@ def ask(
         has_disclosed = rehearsal is not None
         try:
             keeping.begin(question, policy=settings.policy, seed=settings.seed)
-            told = keeping.told(question)
+            told = session.told(keeping.told(question))
             consent = consent_of(session, told, output.view, interrupt)
             for event in session.answer(told, consent=consent, cancelled=is_over):
                 folding.add(event)

@@ -184,6 +184,7 @@ class Child:
             where=outside.endpoint.where if outside else None,
             can_ask=markers is not None and markers.form == "token",
             offline=session.is_offline or self._is_offline,
+            hears_one_question=session.hears_one_question,
             price=(price.input, price.output) if price else None,
             notices=session.notices,
         )
@@ -218,7 +219,7 @@ class Child:
             return self._stopped >= wanted.number
 
         def consent(request: SpanRequest) -> bool:
-            return self._consent(session, wanted.messages, request, is_stopped)
+            return self._consent(session, session.told(wanted.messages), request, is_stopped)
 
         session.go_on()
         self._say(Answering(wanted.number))

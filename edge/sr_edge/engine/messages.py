@@ -114,6 +114,8 @@ class Ready:
     can_ask: bool = True
     """Whether the small model has markers, as one token each."""
     offline: bool = False
+    hears_one_question: bool = False
+    """It is not told what was said before; see `Session.told`."""
     price: tuple[float, float] | None = None
     """US dollars per million tokens, in and out."""
     notices: tuple[str, ...] = ()

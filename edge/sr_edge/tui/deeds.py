@@ -140,6 +140,9 @@ class Deeds:
         turns = self._dialogue.turns
         at = next((n for n, one in enumerate(turns) if one.id == turn), len(turns))
         told = messages(turns[:at])
+        ready = self._screen.state.ready
+        if ready is not None and ready.hears_one_question:
+            told = told[-1:]
         before = ""
         for segment in transcript.trail:
             if segment.span == record.span:
