@@ -45,8 +45,9 @@ def write_tiny_gguf(
     metadata: dict[str, str] | None = None,
     architecture: str = "qwen2",
     heads: int = 4,
+    tied: bool = False,
 ) -> Path:
-    """Write one; `words` are further ordinary tokens that no merge leads to."""
+    """Write one; `words` are further ordinary tokens that no merge leads to; `tied` has no output layer."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     for key, value in (metadata or {}).items():
@@ -88,7 +89,8 @@ def write_tiny_gguf(
     kv = EMBEDDING // 2
     writer.add_tensor("token_embd.weight", random.standard_normal((len(tokens), EMBEDDING), dtype=np.float32))
     vector("output_norm.weight", np.full(EMBEDDING, 2.0))  # spread logits: fewer near ties
-    matrix("output.weight", len(tokens), EMBEDDING)
+    if not tied:
+        matrix("output.weight", len(tokens), EMBEDDING)
     for layer in range(LAYERS):
         block = f"blk.{layer}."
         vector(block + "attn_norm.weight", np.ones(EMBEDDING))

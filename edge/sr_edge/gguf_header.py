@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import mmap
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import repeat
 from math import prod
 from pathlib import Path
@@ -40,13 +41,33 @@ Value: TypeAlias = str | int | float | bool | Array
 
 
 @dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    """Width first."""
+    kind: int
+    """ggml's number of its type: a key of `TENSOR_TYPES`."""
+    offset: int
+    """From the beginning of the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     path: Path
     architecture: str
     metadata: Mapping[str, Value]
-    num_tensors: int
-    num_parameters: int
+    tensors: tuple[Tensor, ...]
     file_size: int
+
+    @property
+    def num_tensors(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(prod(tensor.shape) for tensor in self.tensors)
 
     def texts(self) -> dict[str, str]:
         """The scalar metadata as text, booleans as `true` and `false`."""
@@ -57,30 +78,43 @@ class Header:
         }
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, vocabulary_only: bool = False) -> Header:
     """Read and check.
 
+    Args:
+        vocabulary_only: the rest will not be used: it may be missing, or of another architecture.
     Raises:
         ModelError: the file is missing, not a GGUF, damaged, incomplete, or not of a kind that can run here.
     """
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ModelError(
-                f"{path}: this is a directory: name a .gguf file in it, or convert the checkpoint first"
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{path}: this is not a regular file: name a .gguf file")
-        if status.st_size == 0:
-            raise ModelError(f"{path}: the file is empty: get it again")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(path, data)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: there is no such file: check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise ModelError(
-            f"{path}: the file cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+    with _open(path) as reader:
+        contents = _read(reader)
+        architecture = _check_kind(contents, any_architecture=vocabulary_only)
+        _check_vocabulary(path, contents.metadata)
+        if not vocabulary_only:
+            if not contents.tensors:
+                raise ModelError(
+                    f"{path}: the file holds a vocabulary but no weights: name the model's own GGUF"
+                )
+            _check_shape(path, architecture, contents.metadata)
+        return Header(path, architecture, contents.metadata, contents.tensors, reader.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What any GGUF has, whatever it is for."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    kinds: Mapping[str, str]
+    """The metadata's types, by key."""
+    tensors: tuple[Tensor, ...]
+    file_size: int
+
+
+def read_contents(path: Path) -> Contents:
+    """Read, and check no more than that it is a whole GGUF. Raises: ModelError"""
+    with _open(path) as reader:
+        return _read(reader)
 
 
 _U32 = Struct("<I")
@@ -198,10 +232,32 @@ class _Reader:
         return ModelError(f"{self.path}: {what}: the file is damaged; get it again")
 
 
-def _read(path: Path, data: mmap.mmap) -> Header:
+@contextmanager
+def _open(path: Path) -> Iterator[_Reader]:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(
+                f"{path}: this is a directory: name a .gguf file in it, or convert the checkpoint first"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path}: this is not a regular file: name a .gguf file")
+        if status.st_size == 0:
+            raise ModelError(f"{path}: the file is empty: get it again")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield _Reader(path, data)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file: check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise ModelError(
+            f"{path}: the file cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+
+
+def _read(reader: _Reader) -> Contents:
+    path, data = reader.path, reader.data
     if data[:4] != b"GGUF":
         raise ModelError(f"{path}: this is not a GGUF file, but {_looks_like(data)}")
-    reader = _Reader(path, data)
     reader.skip(4)
     _check_version(path, reader.count(_U32))
     num_tensors, num_keys = reader.count(), reader.count()
@@ -209,38 +265,37 @@ def _read(path: Path, data: mmap.mmap) -> Header:
         raise reader.damaged(f"the header counts {num_tensors:,} tensors and {num_keys:,} keys")
 
     metadata: dict[str, Value] = {}
+    kinds: dict[str, str] = {}
     for _ in range(num_keys):
         key = reader.text()
         if not key or key in metadata:
             raise reader.damaged(
                 f"the key {key[:80]!r} is in it twice" if key else "one of its keys is empty"
             )
-        metadata[key] = _value(reader, key)
-
-    architecture = _check_kind(path, metadata)
-    _check_vocabulary(path, metadata)
-    _check_shape(path, architecture, metadata)
-    num_parameters = _check_tensors(reader, num_tensors, metadata.get("general.alignment", 32))
-    return Header(path, architecture, MappingProxyType(metadata), num_tensors, num_parameters, reader.size)
+        kinds[key], metadata[key] = _value(reader, key)
+    tensors = _tensors(reader, num_tensors, metadata.get("general.alignment", 32))
+    return Contents(path, MappingProxyType(metadata), MappingProxyType(kinds), tensors, reader.size)
 
 
-def _value(reader: _Reader, key: str) -> Value:
+def _value(reader: _Reader, key: str) -> tuple[str, Value]:
+    """Its type, and itself."""
     kind = reader.count(_U32)
     if kind in _SCALARS:
-        return reader.number(_SCALARS[kind][1])
+        name, form = _SCALARS[kind]
+        return name, reader.number(form)
     if kind == _STRING:
-        return reader.text()
+        return "string", reader.text()
     if kind != _ARRAY:
         raise reader.damaged(f"the value of {key[:80]!r} has an unknown type ({kind})")
     kind, count = reader.count(_U32), reader.count()
     if kind in _SCALARS:
         name, form = _SCALARS[kind]
         reader.skip(count * form.size)
-        return Array(name, count)
+        return "array", Array(name, count)
     if kind != _STRING:
         raise reader.damaged(f"the value of {key[:80]!r} is a list of an unknown type ({kind})")
     reader.strings(count, distinct=key == _TOKENS)  # llama.cpp aborts the process where two tokens are equal
-    return Array("string", count)
+    return "array", Array("string", count)
 
 
 def _check_version(path: Path, version: int) -> None:
@@ -256,13 +311,14 @@ def _check_version(path: Path, version: int) -> None:
         raise ModelError(f"{path}: GGUF version {version}; this program reads 2 and 3: upgrade sr-edge")
 
 
-def _check_kind(path: Path, metadata: Mapping[str, Value]) -> str:
+def _check_kind(contents: Contents, *, any_architecture: bool) -> str:
+    path, metadata = contents.path, contents.metadata
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ModelError(
             f"{path}: the file does not say its model's architecture: it is damaged; get it again"
         )
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES and not any_architecture:
         raise ModelError(
             f"{path}: the model's architecture is {architecture[:80]!r}; this program runs "
             f"{', '.join(ARCHITECTURES)}: choose such a model"
@@ -298,14 +354,25 @@ def _check_shape(path: Path, architecture: str, metadata: Mapping[str, Value]) -
         value = metadata.get(f"{architecture}.{key}", otherwise)
         if isinstance(value, int) and 0 < value <= most:
             return value
-        said = "no" if value is None else "an impossible"
-        raise ModelError(f"{path}: the metadata give {said} {key!r}: the file is damaged; get it again")
+        said = f"no {key!r}" if value is None else f"an impossible {key!r}, {str(value)[:40]}"
+        raise ModelError(f"{path}: the metadata give {said}: the file is damaged; get it again")
 
     number("block_count", most=512)
     number("context_length")
-    width, heads = number("embedding_length"), number("attention.head_count")
-    number("attention.head_count_kv", heads)
-    head = number("attention.key_length", width // heads)
+    # Widths are 32-bit products over there: limits far above any model keep them from wrapping round.
+    width, heads = number("embedding_length", most=1 << 20), number("attention.head_count", most=1 << 12)
+    kv_heads = number("attention.head_count_kv", heads, most=heads)
+    head = number("attention.key_length", width // heads, most=1 << 16)
+    epsilon = metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon")
+    if not isinstance(epsilon, float) or not 0 <= epsilon < 1:
+        raise ModelError(
+            f"{path}: the metadata give no possible 'layer_norm_rms_epsilon': the file is damaged; get it "
+            "again"
+        )
+    if heads % kv_heads:
+        raise ModelError(
+            f"{path}: {heads} heads cannot share {kv_heads} of the cache: the file is damaged; get it again"
+        )
     same = number("attention.value_length", head) == head == number("rope.dimension_count", head)
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     causal = metadata.get(f"{architecture}.attention.causal", True)
@@ -316,23 +383,17 @@ def _check_shape(path: Path, architecture: str, metadata: Mapping[str, Value]) -
         )
 
 
-def _check_tensors(reader: _Reader, num_tensors: int, alignment: Value) -> int:
-    """Returns the number of parameters."""
-    if num_tensors == 0:
-        raise ModelError(
-            f"{reader.path}: the file holds a vocabulary but no weights: name the model's own GGUF"
-        )
+def _tensors(reader: _Reader, num_tensors: int, alignment: Value) -> tuple[Tensor, ...]:
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
         raise reader.damaged(f"its alignment is {str(alignment)[:80]}, which is no power of two")
-    names: set[str] = set()
-    end, parameters = 0, 0
+    tensors: dict[str, Tensor] = {}
+    end = 0
     for _ in range(num_tensors):
         name = reader.text()
         num_dimensions = reader.count(_U32)
-        if name in names or len(name.encode()) > 63 or num_dimensions > 4:
+        if name in tensors or len(name.encode()) > 63 or num_dimensions > 4:
             raise reader.damaged(f"the tensor {name[:80]!r} is in it twice, or has a bad name or shape")
-        names.add(name)
-        shape = [reader.count() for _ in range(num_dimensions)]
+        shape = tuple(reader.count() for _ in range(num_dimensions))
         kind, offset = reader.count(_U32), reader.count()
         if kind not in TENSOR_TYPES:
             raise ModelError(
@@ -342,18 +403,18 @@ def _check_tensors(reader: _Reader, num_tensors: int, alignment: Value) -> int:
         elements, size = TENSOR_TYPES[kind]
         if not all(shape) or prod(shape) >= 1 << 48 or (shape[0] if shape else 1) % elements:
             raise reader.damaged(f"the tensor {name!r} has an impossible shape")
-        padded = -(-end // alignment) * alignment
-        if offset != padded:
+        if offset != -(-end // alignment) * alignment:
             raise reader.damaged(f"the tensor {name!r} is not where it should be")
-        end = offset + prod(shape) // elements * size
-        parameters += prod(shape)
+        size *= prod(shape) // elements
+        end = offset + size
+        tensors[name] = Tensor(name, shape, kind, offset, size)
     start = -(-reader.position // alignment) * alignment
-    if start + end > reader.size:
+    if tensors and start + end > reader.size:
         raise ModelError(
             f"{reader.path}: the file is cut short: its tensors end at byte {start + end:,}, the file at "
             f"{reader.size:,}: the download is incomplete; get it again"
         )
-    return parameters
+    return tuple(replace(tensor, offset=start + tensor.offset) for tensor in tensors.values())
 
 
 _BEGINNINGS = (

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sr_edge.errors import ContextFullError, GenerationError, ModelError, StoppedError, UsageError
+from sr_edge.gguf_header import read_header
+from sr_edge.processor import default_threads, has_amx
 from sr_edge.vocabulary import Vocabulary
 
 BATCH: Final = 512
@@ -28,7 +31,7 @@ OUTPUTS: Final = 32
 """Positions per call of `decode` that yield logits, at most: memory for them is reserved all the time."""
 SEQUENCES: Final = 4
 
-KvType = Literal["f16", "q8_0"]
+KvType = Literal["f32", "f16", "q8_0"]
 
 _ABORTED = 2  # what `llama_decode` returns
 
@@ -88,6 +91,7 @@ class _Handles:
         self.api = api
         self.sampler: Any = None
         self.context: Any = None
+        self.adapter: Any = None
         self.model: Any = None
         self.vocab: Any = None  # the model's
 
@@ -98,14 +102,34 @@ class _Handles:
         return _unless_closed(self.context)
 
     def free(self) -> None:
-        sampler, context, model = self.sampler, self.context, self.model
-        self.sampler = self.context = self.model = self.vocab = None
+        sampler, context, adapter, model = self.sampler, self.context, self.adapter, self.model
+        self.sampler = self.context = self.adapter = self.model = self.vocab = None
         if sampler is not None:
             self.api.llama_sampler_free(sampler)
         if context is not None:
             self.api.llama_free(context)
+        if adapter is not None:
+            self.api.llama_adapter_lora_free(adapter)
         if model is not None:
             self.api.llama_model_free(model)
+
+
+@contextmanager
+def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """A file's vocabulary without its weights: in milliseconds, and where it has none.
+
+    Raises:
+        ModelError: the file is missing or unusable.
+    """
+    read_header(path, vocabulary_only=True)
+    lib = library()
+    handles = _Handles(lib.api)
+    try:
+        handles.model = _load_model(lib, path, vocabulary_only=True)
+        handles.vocab = lib.api.llama_model_get_vocab(handles.model)
+        yield Vocabulary(lib.api, handles.open_vocab)
+    finally:
+        handles.free()
 
 
 class Llama:
@@ -122,9 +146,10 @@ class Llama:
         threads: int | None,
         gpu_layers: int,
         kv_type: KvType,
-        progress: Callable[[float], None] | None,
+        lora: Path | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Load. `path` must have passed `read_header`.
+        """Load. `path` must have passed `read_header`, and `lora` `read_adapter_header`.
 
         Args:
             context_size: None for what the model was trained for, 8192 at most.
@@ -136,7 +161,7 @@ class Llama:
         self._handles = handles = _Handles(api)
         self._finalizer = weakref.finalize(self, handles.free)  # at exit too: else Metal aborts there
         try:
-            handles.model = self._load_model(path, gpu_layers, progress)
+            handles.model = _load_model(self._library, path, gpu_layers=gpu_layers, progress=progress)
             handles.vocab = api.llama_model_get_vocab(handles.model)
             self.vocabulary = Vocabulary(api, handles.open_vocab)
             trained: int = api.llama_model_n_ctx_train(handles.model)
@@ -146,10 +171,14 @@ class Llama:
                 )
             if threads is not None and threads < 1:
                 raise UsageError(f"{threads} threads: there must be at least one")
+            if lora is not None:  # before the context, which reserves memory for its steps
+                handles.adapter = self._load_adapter(path, lora)
             threads = threads or (1 if path.stat().st_size < _SMALL_MODEL else default_threads())
             self.context_size = context_size or min(trained, 8192)
             on_gpu = gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
             handles.context = self._open_context(path, threads, kv_type, on_gpu=on_gpu)
+            if lora is not None:
+                self._set_adapter(path, lora)
         except BaseException:
             self.close()
             raise
@@ -252,34 +281,25 @@ class Llama:
     def _memory(self) -> Any:
         return self._api.llama_get_memory(self._handles.open_context())
 
-    def _load_model(self, path: Path, gpu_layers: int, progress: Callable[[float], None] | None) -> Any:
-        api = self._api
-        raised: list[BaseException] = []
-
-        def report(done: float, _: object) -> bool:
-            # Ctrl-C arrives here too, while llama.cpp reads; no exception can pass through it.
-            try:
-                if progress is not None:
-                    progress(done)
-            except BaseException as error:
-                raised.append(error)
-            return not raised
-
-        params = api.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
-        params.use_extra_bufts = not has_amx()
-        params.progress_callback = callback = api.llama_progress_callback(report)
+    def _load_adapter(self, path: Path, lora: Path) -> Any:
         self._library.forget_errors()
-        model = api.llama_model_load_from_file(os.fsencode(path), params)
-        del callback  # it had to live until here
-        if raised:
-            if model:
-                api.llama_model_free(model)
-            raise raised[0]
-        if not model:
-            reason = self._library.complaint("no reason was given")
-            raise ModelError(f"{path}: llama.cpp cannot load it: {reason}: get another file of the model")
-        return model
+        adapter = self._api.llama_adapter_lora_init(self._handles.model, os.fsencode(lora))
+        if not adapter:
+            raise self._adapter_error(path, lora)
+        return adapter
+
+    def _set_adapter(self, path: Path, lora: Path) -> None:
+        one = (self._api.llama_adapter_lora_p_ctypes * 1)(self._handles.adapter)
+        self._library.forget_errors()
+        if self._api.llama_set_adapters_lora(self._handles.context, one, 1, (ctypes.c_float * 1)(1.0)):
+            raise self._adapter_error(path, lora)
+
+    def _adapter_error(self, path: Path, lora: Path) -> ModelError:
+        reason = self._library.complaint("no reason was given")
+        return ModelError(
+            f"{lora}: llama.cpp cannot use it with {path}: {reason}: name the model that the adapter was "
+            "trained on"
+        )
 
     def _open_context(self, path: Path, threads: int, kv_type: KvType, *, on_gpu: bool) -> Any:
         api = self._api
@@ -299,10 +319,14 @@ class Llama:
         params.n_outputs_max = OUTPUTS  # 10 MB instead of 300 for a vocabulary of 152,000
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
-        params.type_k = params.type_v = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}[kv_type]
-        if kv_type != "f16":
+        params.type_k = params.type_v = {
+            "f32": api.GGML_TYPE_F32,
+            "f16": api.GGML_TYPE_F16,
+            "q8_0": api.GGML_TYPE_Q8_0,
+        }[kv_type]
+        if kv_type == "q8_0":
             params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED  # a quantised V cache needs it
-        elif not on_gpu:
+        elif kv_type == "f32" or not on_gpu:
             # Without it the same ids give the same logits, however they were batched. With it they differ by
             # up to 0.15 on a CPU, for nothing: no faster up to 3,000 tokens on x86, and five times slower on
             # Arm (https://github.com/ggml-org/llama.cpp/issues/27086).
@@ -315,6 +339,44 @@ class Llama:
                 f"{path}: no context of {self.context_size} tokens can be opened: {reason}: ask for less"
             )
         return context
+
+
+def _load_model(
+    library: Library,
+    path: Path,
+    *,
+    gpu_layers: int = 0,
+    vocabulary_only: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Any:
+    api = library.api
+    raised: list[BaseException] = []
+
+    def report(done: float, _: object) -> bool:
+        # Ctrl-C arrives here too, while llama.cpp reads; no exception can pass through it.
+        try:
+            if progress is not None:
+                progress(done)
+        except BaseException as error:
+            raised.append(error)
+        return not raised
+
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    params.vocab_only = vocabulary_only
+    params.use_extra_bufts = not has_amx()
+    params.progress_callback = callback = api.llama_progress_callback(report)
+    library.forget_errors()
+    model = api.llama_model_load_from_file(os.fsencode(path), params)
+    del callback  # it had to live until here
+    if raised:
+        if model:
+            api.llama_model_free(model)
+        raise raised[0]
+    if not model:
+        reason = library.complaint("no reason was given")
+        raise ModelError(f"{path}: llama.cpp cannot load it: {reason}: get another file of the model")
+    return model
 
 
 def _unless_closed(handle: Any) -> Any:
@@ -376,47 +438,3 @@ class _Batch:
         self._outputs[:n] = [*bytes(outputs_from), *b"\1" * (n - outputs_from)]
         self._sequence.value = sequence
         return self._batch
-
-
-def has_amx() -> bool:
-    """Whether the processor multiplies by AMX tiles: some servers, no laptop.
-
-    There llama.cpp, as GCC 12 compiles it, loads the tile configuration before it is written: with a
-    quantised model the process dies, or not, by what lay on the stack. So its repacked weights, to which
-    these kernels belong, are not used on such machines.
-    """
-    return "amx_tile" in _read("/proc/cpuinfo")
-
-
-def default_threads() -> int:
-    """Physical cores that this process may use, one left free where there are four or more."""
-    cores = physical_cores()
-    return cores - 1 if cores >= 4 else cores
-
-
-def physical_cores() -> int:
-    """Fast ones only, where the processor has two kinds; at least 1."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    fast = _cpu_list(_first_line("/sys/devices/cpu_core/cpus")) & allowed or allowed
-    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    siblings = {_first_line(topology.format(cpu)) for cpu in fast} - {""}
-    cores = len(siblings) or max(1, len(fast) // 2)
-    quota, _, period = _first_line("/sys/fs/cgroup/cpu.max").partition(" ")  # of a container
-    return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
-
-
-def _first_line(path: str) -> str:
-    return _read(path).partition("\n")[0]
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _cpu_list(text: str) -> set[int]:
-    """`0-3,8` and the like."""
-    ranges = [part.partition("-") for part in text.split(",") if part]
-    return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sr_edge import template
+from sr_edge.adapter_header import read_adapter_header
 from sr_edge.errors import (
     ContextFullError,
     GenerationError,
@@ -99,6 +100,7 @@ class LlamaLocal:
         threads: int | None = None,
         gpu_layers: int = -1,
         kv_type: KvType = "f16",
+        lora: Path | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> LlamaLocal:
         """Load a model.
@@ -108,19 +110,23 @@ class LlamaLocal:
             threads: None for one with a small model, else for the physical cores, one of four or more left
                 free.
             gpu_layers: how many to put on a GPU, if there is one; -1 for all.
+            lora: an adapter for this model, as a GGUF.
             progress: called with 0 to 1 while the weights are read; what it raises stops the loading.
         Raises:
-            ModelError: the file is missing or unusable.
+            ModelError: a file is missing or unusable.
             UsageError: a setting is out of range.
         """
         settings = SamplerSettings(temperature, top_p, top_k, seed)
         header = read_header(path)
+        if lora is not None:
+            read_adapter_header(lora, header)
         llama = Llama(
             path,
             context_size=n_ctx,
             threads=threads,
             gpu_layers=gpu_layers,
             kv_type=kv_type,
+            lora=lora,
             progress=progress,
         )
         try:

@@ -8,6 +8,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,6 +143,36 @@ def test_shapes_that_llama_cpp_asserts_are_refused(key: str, value: int, copy: P
     replace(copy, f"qwen2.{key}".encode(), struct.pack("<I", value), offset=len(f"qwen2.{key}") + 4)
     with pytest.raises(ModelError, match=f"an impossible '{key}'"):
         read_header(copy)
+
+
+def test_heads_that_do_not_share_the_cache_evenly_are_refused(copy: Path) -> None:
+    key = b"qwen2.attention.head_count_kv"
+    replace(copy, key, struct.pack("<I", 3), offset=len(key) + 4)
+    with pytest.raises(ModelError, match="4 heads cannot share 3 of the cache"):
+        read_header(copy)
+    # 2**28 + 2 heads of 16: a product of 32 bits would be the same as with 2
+    replace(copy, key, struct.pack("<I", (1 << 28) + 2), offset=len(key) + 4)
+    with pytest.raises(ModelError, match=r"an impossible 'attention\.head_count_kv'"):
+        read_header(copy)
+
+
+@pytest.mark.parametrize("epsilon", [-1e-6, float("nan"), float("inf")])
+def test_an_epsilon_that_llama_cpp_asserts_is_refused(epsilon: float, copy: Path) -> None:
+    key = b"qwen2.attention.layer_norm_rms_epsilon"
+    replace(copy, key, struct.pack("<f", epsilon), offset=len(key) + 4)
+    with pytest.raises(ModelError, match="no possible 'layer_norm_rms_epsilon'"):
+        read_header(copy)
+
+
+def test_tensors_are_where_the_header_says(tiny: Path) -> None:
+    ours = read_header(tiny).tensors
+    theirs = gguf.GGUFReader(tiny).tensors
+    assert [tensor.name for tensor in ours] == [tensor.name for tensor in theirs]
+    for tensor, other in zip(ours, theirs, strict=True):
+        assert tensor.shape == tuple(other.shape)
+        assert tensor.kind == other.tensor_type
+        assert tensor.offset == other.data_offset
+        assert tensor.size == other.n_bytes
 
 
 def test_a_tensor_of_unknown_type_is_refused(copy: Path) -> None:

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_gguf import CHATML, CONTROL, MARKERS, USER_DEFINED, write_tiny_gguf
 
-from sr_edge import llama
+from sr_edge import llama, processor
 from sr_edge.errors import (
     ContextFullError,
     GenerationError,
@@ -872,7 +872,7 @@ CAN_BEGIN_A_CLOSE = {"</", ".</", "Ġ</", "Ġ<\\", ">ĊĊ</", "</bigmodel"}
 
 
 def test_cores_are_counted() -> None:
-    assert 1 <= llama.physical_cores() <= (os.cpu_count() or 1)
-    assert 1 <= llama.default_threads() <= llama.physical_cores()
-    assert llama._cpu_list("0-3,8\n".strip()) == {0, 1, 2, 3, 8}
-    assert llama._cpu_list("") == set()
+    assert 1 <= processor.physical_cores() <= (os.cpu_count() or 1)
+    assert 1 <= processor.default_threads() <= processor.physical_cores()
+    assert processor._cpu_list("0-3,8\n".strip()) == {0, 1, 2, 3, 8}
+    assert processor._cpu_list("") == set()
