@@ -17,18 +17,23 @@ OPEN = "<bigmodel>"
 CLOSE = "</bigmodel>"
 CLOSE_SPELLINGS = (CLOSE, "<\\bigmodel>")
 SPELLINGS = (OPEN, *CLOSE_SPELLINGS)
+_LONGEST = max(map(len, SPELLINGS))
 
 KEY_FORM = "sr_edge.markers.form"
 KEY_OPEN_ID = "sr_edge.markers.open_id"
 KEY_CLOSE_ID = "sr_edge.markers.close_id"
 KEY_TAU = "sr_edge.handback.tau"
 KEY_MIN_SPAN = "sr_edge.handback.min_span"
+KEY_BASE_MODEL = "sr_edge.base_model"
+KEY_TRAINING_RUN = "sr_edge.training_run"
+KEY_VERSION = "sr_edge.version"
+"""Of the program that wrote the file."""
 
 DEFAULT_TAU = 0.5
 DEFAULT_MIN_SPAN = 1
 
 _TEXT_FORM_NAMES = ("speculativereasoner", "specreasoner", "splitreason")
-"""Parts of `general.name` of the published checkpoints, whose GGUFs carry no key of ours."""
+"""Parts of the names of the published checkpoints, whose GGUFs carry no key of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +78,17 @@ def find_markers(
                 f"has them at {open_id} and {close_id}: convert the checkpoint again, or get the file anew"
             )
         return Markers("token", (open_id,), (close_id,), tau, min_span)
-    name = metadata.get("general.name", "").lower().replace("-", "").replace("_", "").replace(" ", "")
-    if form == "text" or any(part in name for part in _TEXT_FORM_NAMES):
+    if form == "text" or (form is None and is_text_form_name(metadata.get("general.name", ""))):
         return Markers("text", tuple(tokenize(OPEN)), tuple(tokenize(CLOSE)), tau, min_span)
     if form is not None:
         raise MarkerError(f"unknown marker form {form!r} in the metadata: 'token' and 'text' are known")
     return None
+
+
+def is_text_form_name(name: str) -> bool:
+    """Whether a model of this name is one of the published checkpoints, whose markers are ordinary text."""
+    plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    return any(part in plain for part in _TEXT_FORM_NAMES)
 
 
 def _handback(metadata: Mapping[str, str]) -> tuple[float, int]:
@@ -108,9 +118,14 @@ class MarkerFilter:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """The text that is certain by now; a possible beginning of a marker is held back."""
+        """The text that is certain by now; a possible beginning of a marker is held back.
+
+        So is one that stands before another: what comes between the two halves may be removed yet.
+        """
         text = strip_markers(self._held + text)
-        keep = len(text) - partial_length(text)
+        keep = len(text)
+        while held := partial_length(text[max(0, keep - _LONGEST) : keep]):
+            keep -= held
         self._held = text[keep:]
         return text[:keep]
 

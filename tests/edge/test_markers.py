@@ -71,6 +71,12 @@ ANY = st.lists(st.sampled_from([*SPELLINGS, "<", "big", "model>", "/", "\\", "x 
 )
 
 
+def test_halves_that_a_removed_marker_parts_do_not_come_together():
+    unmark = MarkerFilter()
+    pieces = "<", "big<", f"big{OPEN[4:]}", "model> 1 << 2"
+    assert "".join([unmark.push(piece) for piece in pieces]) + unmark.flush() == " 1 << 2"
+
+
 @given(ANY, st.data())
 def test_no_cut_of_the_text_lets_a_marker_through(text, data):
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
