@@ -14,7 +14,7 @@ from sr_edge.events import Event, Finished, Started
 from sr_edge.passport import demo_paths
 from sr_edge.policy import Consent, Dial, DialGate, nobody
 from sr_edge.roles import First, Gate, Limits, LocalModel, Message, Progress, RemoteModel, Schedule, Steering
-from sr_edge.shelf import find
+from sr_edge.shelf import check_on_load, find
 from sr_edge.split import SplitDecoder
 from sr_edge.suites import demo
 from sr_edge.terminal import safe_line
@@ -41,6 +41,8 @@ class SessionSettings:
     """What a user may choose. Without `model` the built-in small one, and with it the built-in big one."""
 
     model: Path | None = None
+    lora: Path | None = None
+    """A GGUF adapter over `model`."""
     big: str | None = None
     """Path of a GGUF, or URL of an OpenAI-compatible endpoint."""
     big_model: str | None = None
@@ -72,7 +74,13 @@ class SessionSettings:
 
 
 def settings_of(
-    config: Config, *, big: str | None, big_model: str | None, hedge: bool | None, dry_run: bool = False
+    config: Config,
+    *,
+    big: str | None,
+    big_model: str | None,
+    hedge: bool | None,
+    lora: Path | None = None,
+    dry_run: bool = False,
 ) -> SessionSettings:
     """What the user's settings mean for a session.
 
@@ -88,6 +96,7 @@ def settings_of(
     chosen = config.remote() if big is None and has_default else None
     own_hedge = chosen.hedge if chosen is not None and hedge is None else None
     settings = SessionSettings(
+        lora=lora,
         big=big,
         big_model=big_model,
         remote=chosen,
@@ -185,12 +194,17 @@ class Session:
 
         from sr_edge.local import LlamaLocal
 
+        check_on_load(model)
         has_big = gguf is not None and settings.policy != "local"
         shares = _shares([model, Path(gguf)] if gguf is not None and has_big else [model], progress)
         with ExitStack() as owned:
             local = owned.enter_context(
                 LlamaLocal.open(
-                    model, temperature=settings.temperature, seed=settings.seed, progress=shares[0]
+                    model,
+                    lora=settings.lora,
+                    temperature=settings.temperature,
+                    seed=settings.seed,
+                    progress=shares[0],
                 )
             )
             notices = []
@@ -342,6 +356,8 @@ def _not_made_for(unknown: Sequence[str]) -> str:
 
 
 def _check(settings: SessionSettings) -> None:
+    if settings.lora is not None and settings.model is None:
+        raise UsageError("--lora changes a model of yours: name the one that it was trained on with -m")
     if settings.big == "":
         raise UsageError("--big is empty: name a GGUF or a URL")
     if settings.big is not None and "://" in settings.big and not is_url(settings.big):

@@ -188,6 +188,7 @@ def test_what_the_child_finds_by_itself_is_not_sent():
         "config",
         "profile",
         "flags",
+        "lora",
         "big",
         "big_model",
         "hedge",

@@ -42,6 +42,10 @@ def ask(
             help="The small model: a GGUF, or its name in `sr-edge models`. Default: the built-in one.",
         ),
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option("--lora", metavar="GGUF", help="An adapter for the small model; see `sr-edge convert`."),
+    ] = None,
     big: Annotated[
         str | None,
         typer.Option(
@@ -195,7 +199,7 @@ def ask(
             "log.enabled": keeps,
         },
     )
-    settings = settings_of(config, big=big, big_model=big_model, hedge=hedge, dry_run=dry_run)
+    settings = settings_of(config, big=big, big_model=big_model, hedge=hedge, lora=lora, dry_run=dry_run)
     question = read_question(problem)
     if as_lines and spans is None:
         spans = "none"  # one stream is enough

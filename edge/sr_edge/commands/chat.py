@@ -30,6 +30,10 @@ def chat(
             help="The small model: a GGUF, or its name in `sr-edge models`. Default: the built-in one.",
         ),
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option("--lora", metavar="GGUF", help="An adapter for the small model; see `sr-edge convert`."),
+    ] = None,
     big: Annotated[
         str | None,
         typer.Option("--big", metavar="GGUF|URL", help="The large model, as in `sr-edge ask`."),
@@ -135,6 +139,7 @@ def chat(
                 config=None if config_path is None else str(config_path),
                 profile=profile,
                 flags={name: value for name, value in flags.items() if value is not None},
+                lora=None if lora is None else str(lora.absolute()),
                 big=big,
                 big_model=big_model,
                 hedge=hedge,

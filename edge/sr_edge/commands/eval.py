@@ -60,6 +60,10 @@ def evaluate(
         Path | None,
         typer.Option("-m", "--model", metavar="GGUF", help="The small model. Default: the built-in one."),
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option("--lora", metavar="GGUF", help="An adapter for the small model; see `sr-edge convert`."),
+    ] = None,
     big: Annotated[
         str | None, typer.Option("--big", metavar="GGUF|URL", help="The large model, as in `sr-edge ask`.")
     ] = None,
@@ -106,6 +110,7 @@ def evaluate(
     config = load_config(environ=os.environ, flags={"default_remote": remote, "offline": offline or None})
     settings = SessionSettings(
         model=model,
+        lora=lora,
         big=big,
         big_model=big_model,
         remote=None if remote is None else config.remote(),

@@ -161,7 +161,13 @@ class Child:
             profile=choices.profile,
             flags=choices.flags,
         )
-        settings = settings_of(config, big=choices.big, big_model=choices.big_model, hedge=choices.hedge)
+        settings = settings_of(
+            config,
+            big=choices.big,
+            big_model=choices.big_model,
+            hedge=choices.hedge,
+            lora=None if choices.lora is None else Path(choices.lora),
+        )
         return Session.open(
             settings,
             environ=self._environ,

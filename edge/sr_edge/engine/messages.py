@@ -27,6 +27,8 @@ class Choices:
     profile: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
     """By setting, as `config.load_config` takes them."""
+    lora: str | None = None
+    """Path of an adapter for the small model."""
     big: str | None = None
     big_model: str | None = None
     hedge: bool | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sr_edge.budget import dollars
 from sr_edge.config import load_config
-from sr_edge.errors import UsageError
+from sr_edge.errors import EdgeError, UsageError
 from sr_edge.report import size
 from sr_edge.terminal import safe_line
 from sr_edge.tui.slash import Typed
@@ -69,7 +69,13 @@ class Commanding:
         if not name:
             self._screen.tell(f"the small model is {ready.model}" if ready else "no model is loaded yet")
             return
-        self._reopen("model", name)
+        had = self._screen.choices
+        self._screen.choices = replace(had, lora=None)  # it was for the other model
+        try:
+            self._reopen("model", name)
+        except EdgeError:
+            self._screen.choices = had
+            raise
 
     def _remote(self, name: str) -> None:
         screen = self._screen
