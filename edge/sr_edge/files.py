@@ -171,6 +171,10 @@ def _sync_dir(folder: Path) -> None:
 # --- one at a time -----------------------------------------------------------------------------------
 
 
+class BusyError(UsageError):
+    """Somebody else keeps the lock."""
+
+
 @contextmanager
 def locked(path: Path, *, timeout: float = LOCK_SECONDS) -> Iterator[None]:
     """Keep other processes and threads that do the same out, between reading `path` and writing it.
@@ -178,7 +182,8 @@ def locked(path: Path, *, timeout: float = LOCK_SECONDS) -> Iterator[None]:
     The lock is a file beside it, which stays: to delete it would let two in at once.
 
     Raises:
-        UsageError: the lock cannot be made, or somebody keeps it.
+        BusyError
+        UsageError: the lock cannot be made.
     """
     try:
         target = _target(path)
@@ -191,7 +196,7 @@ def locked(path: Path, *, timeout: float = LOCK_SECONDS) -> Iterator[None]:
         deadline = time.monotonic() + timeout
         while not _try_lock(descriptor):
             if time.monotonic() >= deadline:
-                raise UsageError(
+                raise BusyError(
                     f"{path}: another sr-edge has been writing it for {timeout:g} s: end that one"
                 )
             time.sleep(0.01)

@@ -65,7 +65,7 @@ def test_commands_are_completed(home: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("sr-edge models ", ["list", "show", "path", "default", "import", "verify", "rm"]),
+        ("sr-edge models ", ["list", "show", "path", "default", "import", "pull", "verify", "rm"]),
         ("sr-edge remote te", ["test"]),
         ("sr-edge ask --poli", ["--policy"]),
         ("sr-edge ask --policy l", ["local"]),

@@ -20,13 +20,16 @@ from tests.tiny_gguf import write_tiny_gguf
 from sr_edge.errors import EdgeError, ModelError, UsageError
 from sr_edge.gguf_header import read_header
 from sr_edge.markers import KEY_FORM
+from sr_edge.session import Session, SessionSettings
 from sr_edge.shelf import (
+    check_on_load,
     facts_of,
     find,
     folder,
     memory_need,
     models,
     named,
+    passport_file,
     read_beside,
     remove,
     take_in,
@@ -422,3 +425,77 @@ def test_markers_that_the_vocabulary_lacks_are_a_problem(tmp_path: Path) -> None
     facts = facts_of(read_header(path))
     assert facts.markers is None
     assert "the vocabulary lacks them" in (facts.marker_problem or "")
+
+
+# --- checked on load ---------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_again_only_where_it_looks_changed(
+    tiny: Path, home: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = take_in(tiny, environ=home).path
+    read: list[Path] = []
+
+    def sha256(path: Path, progress: object) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(passport_file, "sha256_of", sha256)
+    check_on_load(path)
+    assert read == []
+    os.utime(path, (1, 1))  # as a restored backup looks
+    check_on_load(path)
+    check_on_load(path)
+    assert read == [path]
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "append"])
+def test_a_file_that_is_another_is_not_loaded(change: str, tiny: Path, home: dict[str, str]) -> None:
+    path = take_in(tiny, environ=home).path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= change == "flip"
+    path.write_bytes(data[:-1] if change == "cut" else data + b"x" * (change == "append"))
+    with pytest.raises(ModelError, match=r"not the one that came: .* `sr-edge models import .* --force`"):
+        check_on_load(path)
+
+
+def test_a_session_does_not_open_a_file_that_is_another(tiny: Path, home: dict[str, str]) -> None:
+    path = take_in(tiny, environ=home).path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match="not the one that came"):
+        Session.open(SessionSettings(model=path), environ=home)
+
+
+def test_a_model_without_a_passport_is_not_looked_at(tiny: Path) -> None:
+    check_on_load(tiny)
+    check_on_load(tiny.with_name("missing.gguf"))
+
+
+def test_a_passport_from_before_is_read_and_gets_its_stamp(tiny: Path, home: dict[str, str]) -> None:
+    path = take_in(tiny, environ=home).path
+    beside = path.with_suffix(".json")
+    kept = ("v", "sha256", "bytes", "source", "added", "is_linked")
+    old = {name: value for name, value in json.loads(beside.read_text()).items() if name in kept}
+    beside.write_text(json.dumps(old))
+    passport = read_beside(path)
+    assert passport is not None
+    assert (passport.sha256, passport.repo, passport.stamp) == (old["sha256"], None, None)
+    check_on_load(path)
+    again = read_beside(path)
+    assert again is not None
+    assert again.stamp == f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+
+
+def test_a_shelf_that_is_only_read_can_be_used(
+    tiny: Path, home: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = take_in(tiny, environ=home).path
+    os.utime(path, (1, 1))
+
+    def refuse(path: Path, text: str) -> None:
+        raise UsageError("read-only")
+
+    monkeypatch.setattr(passport_file, "write_private", refuse)
+    check_on_load(path)

@@ -51,10 +51,12 @@ _OWN = {
 """Where each command is, and the first line of its help. One with commands of its own is a typer app."""
 
 _EXTRAS = {
-    "convert": "Convert a trained checkpoint to GGUF (needs the extra sr-edge[convert]).",
-    "train": "Train models that ask for help (needs the extra sr-edge[train]).",
+    "convert": ("Convert a trained checkpoint to GGUF.", "convert"),
+    "quantize": ("Make a GGUF on disk smaller.", "convert"),
+    "train": ("Train models that ask for help.", "train"),
+    "verify": ("Compare a GGUF with the checkpoint that it was made from.", "convert"),
 }
-"""Entry points of our own distribution that an extra completes: its name is the command's."""
+"""Entry points of our own that an extra completes: the first line of their help, and the extra."""
 
 STYLE: dict[str, Any] = {
     "add_completion": False,
@@ -76,7 +78,7 @@ class Commands(TyperGroup):
         for entry in _entries():
             if entry.name == cmd_name:
                 package = entry.dist.name if entry.dist else entry.value
-                return Promise(cmd_name, _EXTRAS.get(cmd_name, f"From the package {package}."), entry)
+                return Promise(cmd_name, _summary(cmd_name) or f"From the package {package}.", entry)
         return None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -124,11 +126,18 @@ def _entries() -> list[EntryPoint]:
     return list(entry_points(group="sr_edge.commands"))
 
 
+def _summary(command: str) -> str | None:
+    if command not in _EXTRAS:
+        return None
+    summary, extra = _EXTRAS[command]
+    return f"{summary[:-1]} (needs the extra sr-edge[{extra}])."
+
+
 def _explained(error: ModuleNotFoundError, command: str | None) -> Exception:
     package = (error.name or "").partition(".")[0]
     if command not in _EXTRAS or package.startswith("sr_"):
         return error
-    return UsageError(f"`sr-edge {command}` needs {package}: pip install 'sr-edge[{command}]'")
+    return UsageError(f"`sr-edge {command}` needs {package}: pip install 'sr-edge[{_EXTRAS[command][1]}]'")
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, **STYLE)

@@ -1,8 +1,9 @@
-"""`sr-edge models`: the GGUFs on the shelf. Nothing is fetched from anywhere."""
+"""`sr-edge models`: the GGUFs on the shelf. Only `pull` fetches any (`pulling`)."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -18,10 +19,12 @@ from sr_edge.commands.completion import model_names
 from sr_edge.commands.interrupt import Interrupt
 from sr_edge.commands.listing import print_json, print_table, say, settings
 from sr_edge.commands.output import note
+from sr_edge.commands.pulling import KeepCheckpoint, Offline, Revision, Type, What, pull_model
 from sr_edge.config.edit import Change, change_config
 from sr_edge.errors import ModelError, UsageError
 from sr_edge.files import config_path
 from sr_edge.gguf_header import ARCHITECTURES, read_header
+from sr_edge.hub.unfinished import checkpoint_dir, unfinished
 from sr_edge.markers import Markers
 from sr_edge.passport import demo_paths
 from sr_edge.shelf import (
@@ -34,14 +37,18 @@ from sr_edge.shelf import (
     facts_of,
     find,
     models,
+    name_for,
     named,
+    place,
     read_beside,
+    refuse_taken,
     remove,
     shelf_dir,
     take_in,
     verify,
 )
 from sr_edge.terminal import safe_line
+from sr_edge.trial import try_opening
 
 app = typer.Typer(**STYLE)
 
@@ -65,8 +72,8 @@ def models_(ctx: typer.Context) -> None:
     """The models on this machine, by name.
 
     They are GGUFs on a shelf of their own. REF is a name on the shelf or the path of a GGUF; `ask -m` takes
-    both too. Exit codes: 0 done, 1 no room on the disk, 2 wrong usage, 4 a model is missing or unusable.
-    Without a command: `list`.
+    both too. Only `pull` fetches anything. Exit codes: 0 done, 1 no room on the disk, 2 wrong usage, 3 the
+    hub cannot be reached, 4 a model is missing or unusable. Without a command: `list`.
     """
     if ctx.invoked_subcommand is None:
         list_models()
@@ -107,7 +114,14 @@ def list_models(as_object: AsObject = False) -> None:
     if not shelf:
         note(
             f"no model is on the shelf yet: get a GGUF of a {', '.join(ARCHITECTURES[:-1])} or "
-            f"{ARCHITECTURES[-1]} model, then `sr-edge models import FILE.gguf`"
+            f"{ARCHITECTURES[-1]} model, then `sr-edge models import FILE.gguf`, or "
+            "`sr-edge models pull REPO`"
+        )
+    for cut in unfinished(shelf_dir(os.environ)):
+        part = cut.part
+        note(
+            f"{amount(cut.size)} of the {amount(part.size)} of {part.path} have come: `sr-edge models pull "
+            f"{part.repo}` goes on from there"
         )
 
 
@@ -134,6 +148,7 @@ def show(ref: Ref = None, as_object: AsObject = False) -> None:
         "base": facts.base,
         "licence": facts.licence or "the file does not say",
         "came from": passport and f"{passport.source}, {passport.added}",
+        "converted": passport and passport.converted and f"here, from a checkpoint, to {passport.converted}",
         "sha256": passport and passport.sha256,
     }
     for what, words in lines.items():
@@ -191,12 +206,65 @@ def import_(
 ) -> None:
     """Put a GGUF on the shelf: a copy whose sha256 is taken down.
 
-    Ctrl-C, a full disk or a file that is no model leave the shelf as it was.
+    It is first opened where it can do no harm. Ctrl-C, a full disk or a file that is no model leave the shelf
+    as it was.
     """
-    with Interrupt() as interrupt, Bar("copying" if not link else "reading", interrupt) as bar:
+    read_header(file)
+    refuse_taken(place(name_for(file.name, name), os.environ), force=force or _is_on_shelf(file))
+    with Interrupt() as interrupt, Bar("trying it", interrupt) as bar:
+        try_opening(file, poll=bar.tick)
+        bar = Bar("copying" if not link else "reading", interrupt)
         model = take_in(file, name=name, is_link=link, force=force, environ=os.environ, progress=bar.progress)
+        bar.clear()
     how = "a link to it is" if link else "it is"
     say(f"{model.name}: {amount(model.size)}, {how} at {model.path}", keeps_spaces=True)
+    _say_what_now(model, default)
+
+
+@app.command("pull")
+def pull(
+    what: What,
+    type: Type = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What you call it. Default: the file's name.")
+    ] = None,
+    revision: Revision = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the one of this name; fetch it again.")
+    ] = False,
+    default: Annotated[bool, typer.Option("--default", help="Make it the default.")] = False,
+    keep_checkpoint: KeepCheckpoint = False,
+    offline: Offline = False,
+) -> None:
+    """Fetch a model from a hub and put it on the shelf, ready for use.
+
+    A repository of GGUFs gives the one that is named, or its Q4_K_M; one of safetensors is fetched, converted
+    and quantised. What comes is compared with the sha256 that the hub announces, and first opened where it
+    can do no harm. A pull that was cut, by Ctrl-C too, goes on where it was. HF_ENDPOINT, HF_TOKEN and
+    HF_HUB_OFFLINE mean what they mean to the hub's own tools; the environment's proxies are not used.
+    """
+    pulled = pull_model(
+        what,
+        type=type,
+        name=name,
+        revision=revision,
+        force=force,
+        keep_checkpoint=keep_checkpoint,
+        offline=offline,
+    )
+    model = pulled.model
+    how = "it is there already" if pulled.was_there else "it is"
+    say(f"{model.name}: {amount(model.size)}, {how} at {model.path}", keeps_spaces=True)
+    if pulled.checkpoint is not None:
+        say(
+            f"its checkpoint is at {pulled.checkpoint}; to compare: "
+            f"sr-edge verify {shlex.quote(str(model.path))} --against {shlex.quote(str(pulled.checkpoint))}",
+            keeps_spaces=True,
+        )
+    _say_what_now(model, default)
+
+
+def _say_what_now(model: Shelved, default: bool) -> None:
     facts = facts_of(read_header(model.path))
     if facts.markers is None:
         note(
@@ -266,6 +334,9 @@ def rm(
     )
     remove(model)
     say(f"{model.name} is removed" + ("; the built-in pair is the default now" if was_default else ""))
+    checkpoint = checkpoint_dir(shelf_dir(os.environ), model.name)
+    if checkpoint.exists():
+        say(f"its checkpoint is still at {checkpoint}", keeps_spaces=True)
 
 
 # --- what is meant -----------------------------------------------------------------------------------
@@ -289,6 +360,11 @@ def _default() -> Path | None:
         return find(said, os.environ)
     except ModelError:
         return Path(said)
+
+
+def _is_on_shelf(file: Path) -> bool:
+    """Whether somebody put it there by hand."""
+    return file.absolute().parent == shelf_dir(os.environ)
 
 
 def _called(path: Path) -> str:

@@ -158,6 +158,37 @@ def site_of(
     )
 
 
+def page_of(url: str, *, on_loopback: bool = False) -> tuple[Site, str]:
+    """Whom to ask, and for what, for one page: a path and a query as they go over the wire.
+
+    Args:
+        on_loopback: plain HTTP may be spoken, to this machine.
+    Raises:
+        UsageError: it can't be an address, or may not be.
+    """
+    parsed = _parse(url, "the URL of a page")
+    where, is_tls = parsed.where, parsed.scheme == "https"
+    reach: Reach = "anywhere"
+    if not is_tls:
+        reach = _plain_reach(parsed.host, where, f"http://{where}", plain_http=True)
+        if reach != "loopback" or not on_loopback:
+            raise UsageError(f"http://{where} is not encrypted: anybody on the way could change what comes")
+    site = Site(
+        base=f"{parsed.scheme}://{where}",
+        where=where,
+        host=parsed.host,
+        port=parsed.port or (443 if is_tls else 80),
+        path="",
+        reach=reach,
+        is_tls=is_tls,
+        ca_file=None,
+        proxy=None,
+    )
+    query = quote(urlsplit(url.strip()).query, safe="/%:@!$&'()*+,;=~?[]|")
+    path = "/" + parsed.path.lstrip("/")  # two slashes would name a host
+    return site, path + (f"?{query}" if query else "")
+
+
 @dataclass(frozen=True, slots=True)
 class _Url:
     """All of it as it goes over the wire."""

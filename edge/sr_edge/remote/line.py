@@ -110,6 +110,10 @@ class Line:
         """The exchange has so much time left, at most. For the thread that sends and reads."""
         self._wire.until = min(self._wire.until, time.monotonic() + seconds)
 
+    def give(self, seconds: float) -> None:
+        """The exchange has so much time from now on, whatever it had. For the thread that sends and reads."""
+        self._wire.until = time.monotonic() + seconds
+
     def hang_up(self) -> None:
         self._wire.hang_up()
 

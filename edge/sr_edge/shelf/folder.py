@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from sr_edge.errors import EdgeError, ModelError, UsageError
 from sr_edge.files import config_dir, keys_path, locked, make_private_dir
-from sr_edge.gguf_header import Header, read_header
+from sr_edge.gguf_header import read_header
 from sr_edge.shelf.facts import amount
 from sr_edge.shelf.passport_file import (
     Passport,
@@ -163,16 +163,15 @@ def take_in(
     """
     source = source.absolute()
     header = read_header(source)
-    folder = shelf_dir(environ)
-    path = folder / (_name_of(source, name) + _ENDING)
+    path = place(name_for(source.name, name), environ)
+    folder = path.parent
     try:
         is_there_already = path.exists() and path.samefile(source)
     except OSError:
         is_there_already = False
     if is_there_already:  # somebody put it there by hand: it gets its passport
-        return _give_passport(path, source, header, is_linked=path.is_symlink(), progress=progress)
-    if os.path.lexists(path) and not force:
-        raise _taken(path)
+        return _give_passport(path, source, is_linked=path.is_symlink(), progress=progress)
+    refuse_taken(path, force=force)
     temporary = folder / f".{path.name}.{secrets.token_hex(4)}{_PART}"
     beside = temporary.with_suffix(f".json{_PART}")
     try:
@@ -185,7 +184,7 @@ def take_in(
             else:
                 _check_room(folder, header.file_size)
                 sha256 = _copy(source, temporary, header.file_size, progress)
-            write_passport(beside, new_passport(sha256, header.file_size, source, is_linked=is_link))
+            write_passport(beside, new_passport(sha256, temporary, source, is_linked=is_link))
             _put(temporary, beside, path, force=force)
         except BaseException:
             for left in (temporary, beside):
@@ -197,9 +196,48 @@ def take_in(
     return _shelved(path)
 
 
-def _name_of(source: Path, name: str | None) -> str:
+def put_in(file: Path, path: Path, passport: Passport, *, force: bool) -> Shelved:
+    """Move a file that is checked, and lies on the same disk, to its place on the shelf.
+
+    Raises:
+        UsageError: there is one of this name, or it cannot be written; the file is where it was.
+        EdgeError: the disk has no room.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.json{_PART}")
+    try:
+        make_private_dir(path.parent)
+        try:
+            write_passport(beside, passport)
+            _put(file, beside, path, force=force)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        _explain(path.parent, error)
+    return _shelved(path)
+
+
+def place(name: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where a model of this name is, or will be."""
+    return shelf_dir(environ) / (name + _ENDING)
+
+
+def refuse_taken(path: Path, *, force: bool) -> None:
+    """Raises: UsageError: there is a model of this name, and it is not to be replaced."""
+    if os.path.lexists(path) and not force:
+        raise _taken(path)
+
+
+def name_for(file: str, name: str | None) -> str:
+    """What a model is called on the shelf.
+
+    Args:
+        file: the name of its file.
+        name: the user's own.
+    Raises:
+        UsageError: it can't be called so.
+    """
     if name is None:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name.removesuffix(_ENDING)).strip("-.")[:100]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.removesuffix(_ENDING)).strip("-.")[:100]
     name = name.removesuffix(_ENDING)
     if name.lower() in (NONE, BUILT_IN):
         raise UsageError(f"{name} means the built-in pair: choose another with --name")
@@ -255,11 +293,9 @@ def _put(temporary: Path, beside: Path, path: Path, *, force: bool) -> None:
         os.replace(beside, passport_path(path))
 
 
-def _give_passport(
-    path: Path, source: Path, header: Header, *, is_linked: bool, progress: Progress
-) -> Shelved:
+def _give_passport(path: Path, source: Path, *, is_linked: bool, progress: Progress) -> Shelved:
     sha256 = sha256_of(path, progress)
-    passport = new_passport(sha256, header.file_size, source, is_linked=is_linked)
+    passport = new_passport(sha256, path, source, is_linked=is_linked)
     write_passport(passport_path(path), passport)
     return _shelved(path)
 

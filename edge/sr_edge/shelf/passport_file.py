@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from sr_edge.errors import ModelError
+from sr_edge.errors import ModelError, UsageError
 from sr_edge.files import write_private
 from sr_edge.gguf_header import read_header
 from sr_edge.passport import read_passport
@@ -32,11 +34,21 @@ class Passport:
     sha256: str
     bytes: int
     source: str
-    """The path that it came from."""
+    """The path or the page that it came from."""
     added: str
     """`2026-11-22T10:53:14Z`"""
     is_linked: bool = False
     """Whether the file on the shelf is a link to its source."""
+    repo: str | None = None
+    """`owner/name` on the hub that it was pulled from."""
+    revision: str | None = None
+    """The commit."""
+    file: str | None = None
+    """Its path in the repository; None where it was converted."""
+    converted: str | None = None
+    """The type that it was converted to, here."""
+    stamp: str | None = None
+    """See `stamp_of`: of the file when its sha256 was last looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +60,19 @@ class Verdict:
     problem: str | None
 
 
-def new_passport(sha256: str, size: int, source: Path, *, is_linked: bool) -> Passport:
-    added = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Passport(sha256, size, str(source), added, is_linked)
+def new_passport(sha256: str, file: Path, source: Path, *, is_linked: bool) -> Passport:
+    """Raises: OSError: `file` is not there."""
+    return Passport(sha256, file.stat().st_size, str(source), now(), is_linked, stamp=stamp_of(file))
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def stamp_of(file: Path) -> str:
+    """What changes when a file does, unless somebody takes pains. Raises: OSError."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def passport_path(model: Path) -> Path:
@@ -71,10 +93,13 @@ def read_beside(model: Path) -> Passport | None:
         return None
     if not isinstance(data, dict):
         return None
-    values: dict[str, Any] = {field.name: data.get(field.name) for field in fields(Passport)}
-    kinds = {"bytes": int, "is_linked": bool}
-    if not all(type(value) is kinds.get(name, str) for name, value in values.items()):
-        return None
+    values: dict[str, Any] = {}
+    for field in fields(Passport):
+        value = data.get(field.name)
+        kind = {"bytes": int, "is_linked": bool}.get(field.name, str)
+        if type(value) is not kind and (value is not None or field.default is not None):
+            return None
+        values[field.name] = value
     return Passport(**values)
 
 
@@ -112,6 +137,42 @@ def verify(model: Path, progress: Progress = no_progress) -> Verdict:
     if expected is not None and found != expected:
         problem = "the file is not the one that came: its sha256 is another; get it again"
     return Verdict(model, found, expected, problem)
+
+
+def check_on_load(model: Path, progress: Progress = no_progress) -> None:
+    """Refuse a file that is not the one that its passport is for. One without a passport is not looked at.
+
+    All of it is read only where its size or its time of change are others than when that was last done.
+
+    Raises:
+        ModelError
+    """
+    passport = read_beside(model)
+    if passport is None:
+        return
+    try:
+        stamp = stamp_of(model)
+    except OSError:
+        return  # whoever opens it says what is wrong
+    if stamp == passport.stamp:
+        return
+    if not stamp.startswith(f"{passport.bytes} ") or sha256_of(model, progress) != passport.sha256:
+        raise ModelError(
+            f"{model}: the file is not the one that came: it was changed or damaged since. "
+            f"{how_to_get_again(passport)}"
+        )
+    with suppress(UsageError):  # a shelf that is only read
+        write_passport(passport_path(model), replace(passport, stamp=stamp))
+
+
+def how_to_get_again(passport: Passport) -> str:
+    """A sentence."""
+    if passport.repo is None:
+        link = " --link" if passport.is_linked else ""
+        return f"Get it again: `sr-edge models import {shlex.quote(passport.source)}{link} --force`"
+    what = passport.repo + (f":{passport.file}" if passport.file else "")
+    kind = f" --type {passport.converted}" if passport.converted else ""
+    return f"Get it again: `sr-edge models pull {what}{kind} --revision {passport.revision} --force`"
 
 
 def _expected(model: Path) -> str | None:
