@@ -44,7 +44,8 @@ Matrix = Annotated[
     typer.Option("--imatrix", metavar="FILE", help="An importance matrix for the quantiser."),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="Of the quantiser. Default: the physical cores.")
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="Of the quantiser. Default: the physical cores."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
 AsObject = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -122,7 +123,7 @@ def convert_(
         converted = convert(request, bar.stage)
     _say_written(out, converted.notices)
     if verifies:
-        _print_verdict(_verified(out, checkpoint, lora), as_object=False)
+        _print_verdict(_verified(out, checkpoint, lora, tau=tau), as_object=False)
 
 
 def _write_adapter(checkpoint: Path, lora: Path | None, out: Path | None, type_: str, *, force: bool) -> None:
@@ -219,11 +220,13 @@ def verify_(
     _print_verdict(_verified(gguf, checkpoint, lora, positions), as_object=as_object)
 
 
-def _verified(gguf: Path, checkpoint: Path, lora: Path | None, positions: int = 256) -> Verdict:
+def _verified(
+    gguf: Path, checkpoint: Path, lora: Path | None, positions: int = 256, tau: float | None = None
+) -> Verdict:
     from sr_convert.verify import verify
 
     with Interrupt(*ENDING) as interrupt, Bar("comparing", interrupt, unit="steps") as bar:
-        return verify(gguf, checkpoint, adapter=lora, positions=positions, progress=bar.stage)
+        return verify(gguf, checkpoint, adapter=lora, positions=positions, tau=tau, progress=bar.stage)
 
 
 def _print_verdict(verdict: Verdict, *, as_object: bool) -> None:

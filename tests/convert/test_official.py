@@ -118,7 +118,6 @@ def test_shapes_and_positions(
         ("llama", {"head_dim": 48}),
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("qwen3", {"head_dim": 32}),
-        ("qwen3", {"attention_bias": True}),
     ],
     ids=str,
 )

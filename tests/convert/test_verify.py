@@ -182,7 +182,8 @@ def test_real_vocabularies_equal_token_by_token(name: Any, architecture: Any, tm
     write_real_tokenizer(tmp_path / "words", name)
     checkpoint = make_checkpoint(tmp_path / "c", architecture, vocab=tmp_path / "words", tied=True)
     verdict = verify(converted(checkpoint, tmp_path / "x.gguf"), checkpoint)
-    assert verdict.judgement == "equal", list(remarks(verdict))
+    rows = judged(verdict)
+    assert rows["vocabulary"] == rows["tokens"] == rows["logits"] == "equal", list(remarks(verdict))
     assert row_of(verdict, "tokens").figures["texts"] > 100_000
 
 
