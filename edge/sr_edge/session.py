@@ -197,6 +197,8 @@ class Session:
         check_on_load(model)
         has_big = gguf is not None and settings.policy != "local"
         shares = _shares([model, Path(gguf)] if gguf is not None and has_big else [model], progress)
+        if gguf is not None and has_big:
+            check_on_load(Path(gguf))
         with ExitStack() as owned:
             local = owned.enter_context(
                 LlamaLocal.open(

@@ -47,6 +47,10 @@ _SET = {
 }
 
 
+class TrialEndedError(ModelError):
+    """The trial came to no end here and now: nothing is known of the file."""
+
+
 def try_opening(
     path: Path,
     *,
@@ -63,6 +67,7 @@ def try_opening(
         seconds: None for `SECONDS`, and more for a large file.
         poll: called some times a second; what it raises ends the trial.
     Raises:
+        TrialEndedError
         ModelError: the file is unusable, and why.
     """
     size = read_header(path).file_size
@@ -117,7 +122,10 @@ def _refusal(path: Path, code: int | None, said: str, memory: int, seconds: floa
     elif "MemoryError" in said or "bad_alloc" in said:
         reason = f"it needs more than {memory / 1e9:.1f} GB of memory, which no sound file of its size does"
     elif code == -getattr(signal, "SIGKILL", 0):
-        reason = "the system ended llama.cpp while it opened it, probably for want of memory"
+        return TrialEndedError(
+            f"{path}: the system ended llama.cpp while it opened it, probably for want of memory: close what "
+            "else runs, then try again"
+        )
     elif code < 0:
         reason = f"llama.cpp crashed with {_signal_name(-code)} when it opened it{because}"
     else:

@@ -22,6 +22,7 @@ from sr_edge.gguf_header import read_header
 from sr_edge.markers import KEY_FORM
 from sr_edge.session import Session, SessionSettings
 from sr_edge.shelf import (
+    Passport,
     check_on_load,
     facts_of,
     find,
@@ -35,6 +36,7 @@ from sr_edge.shelf import (
     take_in,
     verify,
 )
+from sr_edge.shelf.passport_file import how_to_get_again
 
 CHUNK = 4 << 20
 
@@ -466,6 +468,13 @@ def test_a_session_does_not_open_a_file_that_is_another(tiny: Path, home: dict[s
     path.write_bytes(data)
     with pytest.raises(ModelError, match="not the one that came"):
         Session.open(SessionSettings(model=path), environ=home)
+    with pytest.raises(ModelError, match="not the one that came"):
+        Session.open(SessionSettings(model=tiny, big=str(path)), environ=home)
+
+
+def test_the_command_that_gets_a_model_again_can_be_pasted() -> None:
+    said = how_to_get_again(Passport("0", 1, "", "", repo="a/b", revision="c", file="My Model.gguf"))
+    assert "`sr-edge models pull 'a/b:My Model.gguf' --revision c --force`" in said
 
 
 def test_a_model_without_a_passport_is_not_looked_at(tiny: Path) -> None:

@@ -15,7 +15,7 @@ from tests.tiny_gguf import write_tiny_gguf
 
 from sr_edge.errors import ModelError
 from sr_edge.gguf_header import read_header
-from sr_edge.trial import try_opening
+from sr_edge.trial import TrialEndedError, try_opening
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ CRASHES = {
     "an end without a word": ("import os; os._exit(3)", "it could not be opened: do not use"),
     "the system's killer": (
         "import os; os.kill(os.getpid(), 9)",
-        "the system ended llama.cpp .*want of memory",
+        "the system ended llama.cpp .*want of memory: close what else runs",
     ),
     "hunger": ("x = bytearray(1 << 33)", r"needs more than 1\.1 GB of memory"),
     "idleness": ("import time; time.sleep(60)", "it was not open after 2 s"),
@@ -101,6 +101,7 @@ def test_whatever_happens_to_the_child_is_a_message(
     child = Child(monkeypatch, code)
     with pytest.raises(ModelError, match=reason) as raised:
         try_opening(tiny, memory=1 << 30, seconds=2)
+    assert isinstance(raised.value, TrialEndedError) == (case == "the system's killer")
     assert str(raised.value).startswith(f"{tiny}: ")
     assert len(str(raised.value)) < 800
     assert child.processes[0].returncode is not None

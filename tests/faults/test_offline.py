@@ -38,6 +38,7 @@ COMMANDS = [
     ("logs", "search", "coins"),
     ("logs", "stats"),
     ("models",),
+    ("models", "pull", "a/b"),
     ("doctor",),
     ("eval", "--n", "2", "--offline", "--big", URL, "--arm", "split"),
     ("eval", "--print-problems", "2"),

@@ -36,6 +36,9 @@ def chosen(files: dict[str, int] | list[str], file: str | None = None, type: str
         (QUANTS, "m-Q2_K", None, "m-Q2_K.gguf"),
         (QUANTS, "q8_0", None, "m-Q8_0.gguf"),
         (["only.gguf"], None, None, "only.gguf"),
+        (QUANTS, "fp16", "f16", "m-F16.gguf"),
+        (["q8_0.gguf", "m-Q8_0.gguf"], "q8_0", None, "q8_0.gguf"),
+        (CHECKPOINT, "Q6_K", None, "convert to q6_k"),
         (["m-Q8_0.gguf", "m-Q5_K_M.gguf", "mmproj-f16.gguf", "imatrix.gguf"], None, None, "m-Q5_K_M.gguf"),
         (["m.Q4_K_M.gguf", "m-BIG-F32-00001-of-00002.gguf"], None, None, "m.Q4_K_M.gguf"),
         (CHECKPOINT, None, None, "convert to q4_k_m"),
@@ -56,6 +59,9 @@ def test_what_is_meant_is_chosen(
     [
         (QUANTS, "m-Q4_K_S.gguf", None, r"has no file m-Q4_K_S.gguf; did you mean m-Q4_K_M.gguf\?"),
         (QUANTS, "zzz", None, "leave the file out, to see what it has"),
+        (QUANTS, "q6_k", None, r"no file of type q6_k, and no checkpoint .* m-Q2_K.gguf \(1.0 GB\)"),
+        (["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"], "Q4_K_M", None, "several files of q4_k_m: name one of a-Q4"),
+        (QUANTS, "q8_0", "q4_k_m", "two types are named, q8_0 and q4_k_m"),
         (
             QUANTS,
             None,

@@ -291,6 +291,25 @@ def test_what_nobody_goes_on_with_is_swept(tmp_path: Path) -> None:
         assert down.parts() == {}
 
 
+def test_what_somebody_goes_on_with_is_not_swept(tmp_path: Path) -> None:
+    with Downloads(tmp_path) as down:
+        interrupted(down, 100_000)
+        for path in down.folder.iterdir():
+            os.utime(path, (time.time() - STALE_SECONDS + 60,) * 2)
+        interrupted(down, 100_000)
+        assert all(path.stat().st_mtime > time.time() - 60 for path in down.folder.glob("*.json"))
+
+
+def test_a_file_that_was_damaged_since_it_came_is_fetched_again(tmp_path: Path) -> None:
+    with Downloads(tmp_path) as down:
+        down.run()
+        down.run()
+        assert len(down.hub.contents) == 1
+        down.target.write_bytes(b"x" + DATA[1:])
+        down.run()
+        assert down.target.read_bytes() == DATA
+
+
 # --- lies --------------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,12 @@ def test_redirects_are_followed_and_the_token_stays(other: FaultEndpoint) -> Non
         "ftp://127.0.0.1/x",
         "file:///etc/passwd",
         "https://u:p@h/x",
+        "https://169.254.169.254/latest/meta-data",
+        "https://[::1]:8443/x",
+        "https://0x7f.1/x",
+        "https://2130706433/x",
+        "https://localhost/x",
+        "https://h/" + "x" * 20_000,
     ],
 )
 def test_a_redirect_to_where_nothing_may_be_fetched_from_is_an_end(target: str) -> None:
@@ -62,6 +68,18 @@ def test_a_redirect_to_where_nothing_may_be_fetched_from_is_an_end(target: str) 
         with pytest.raises(FailedError, match="redirects to where nothing is fetched from"):
             get(client, f"{hub.url}/page")
         assert trap.hosts <= {"127.0.0.1"}
+
+
+def test_a_redirect_that_never_ends_is_not_waited_for(other: FaultEndpoint) -> None:
+    hub = FaultEndpoint([head(302, Location=f"{other.url}/blob"), HANG])
+    with hub, HubClient(Door(), hub.url, stall=5.0) as client:
+        assert get(client, f"{hub.url}/page") == "content"
+
+
+def test_a_redirect_that_is_no_address_is_said_in_words() -> None:
+    hub = FaultEndpoint(redirect("http://[::1"))
+    with hub, HubClient(Door(), hub.url) as client, pytest.raises(FailedError, match="does not speak HTTP"):
+        get(client, f"{hub.url}/page")
 
 
 def test_a_redirect_with_two_slashes_names_no_host() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,12 @@ from sr_edge.errors import EdgeError, ModelError, UsageError
 from sr_edge.hub import pull as pulling
 from sr_edge.hub.pull import Pulled, Request, Surroundings, pull
 from sr_edge.hub.reference import parse_reference
+from sr_edge.hub.unfinished import STALE_SECONDS
 from sr_edge.remote.egress import Door
 from sr_edge.remote.hub_client import HubClient
 from sr_edge.shelf import models, read_beside, verify
 from sr_edge.testing.egress_trap import EgressTrap
+from sr_edge.trial import TrialEndedError
 
 TOKEN = "hf_canaryCanaryCanary"
 
@@ -125,6 +128,10 @@ def test_a_token_opens_what_is_gated_and_is_shown_to_nobody(tiny: bytes, env: di
         Path(env["HF_HOME"]).mkdir()
         (Path(env["HF_HOME"]) / "token").write_text(f"{TOKEN}\n")
         assert call("models", "pull", "a/b", "--name", "other", env=env).returncode == 0
+        hub.api_faults = [status(302, Location=f"http://{TOKEN}/", Content_Length=0)]
+        steered = call("models", "pull", "a/b", env=env | {"HF_TOKEN": TOKEN})
+        assert "redirects to where nothing is fetched from: http://***" in steered.stderr
+        assert TOKEN.lower() not in steered.stderr.lower()
         assert (
             "does not accept your token" in call("models", "pull", "a/b", env=env | {"HF_TOKEN": "no"}).stderr
         )
@@ -147,6 +154,50 @@ def test_offline_no_socket_is_made_and_the_shelf_answers(way: str, tiny: bytes, 
     assert "which holds m" in missing.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["a/b:F16"], None),
+        (["a/b", "--type", "q8_0"], None),
+        (["a/b:Q4_K"], None),
+        (["a/b", "--name", "other"], None),
+        (["a/b@fff"], None),
+        (["a/b:bf16"], "m-BF16"),
+        (["a/b", "--type", "Q4_K_M", "--name", "m-Q4_K_M"], "m-Q4_K_M"),
+        (["a/b:m-BF16.gguf", "--revision", COMMIT[:7]], "m-BF16"),
+    ],
+)
+def test_offline_the_shelf_answers_with_what_was_meant(
+    arguments: list[str], name: str | None, tiny: bytes, env: dict[str, str]
+) -> None:
+    with hub_of(env, a__b=Repo({"m-BF16.gguf": tiny, "m-Q4_K_M.gguf": tiny + b"x"})):
+        for file in ("bf16", "q4_k_m"):
+            assert call("models", "pull", f"a/b:{file}", env=env).returncode == 0
+    done = call("models", "pull", *arguments, "--offline", env=env)
+    assert done.returncode == (0 if name else 3), done.stderr
+    assert done.stdout.startswith(f"{name}: ") or name is None
+
+
+def test_offline_a_model_that_was_changed_is_said(tiny: bytes, env: dict[str, str]) -> None:
+    with hub_of(env, a__b=Repo({"m.gguf": tiny})):
+        assert call("models", "pull", "a/b", env=env).returncode == 0
+    (shelf(env) / "m.gguf").write_bytes(tiny[:-1])
+    done = call("models", "pull", "a/b", "--offline", env=env)
+    assert (done.returncode, "not the one that came" in done.stderr) == (4, True)
+
+
+def test_what_huggingface_hub_makes_of_a_card_is_no_line_of_ours(tiny: bytes, env: dict[str, str]) -> None:
+    card = {"id": "a/b", "sha": COMMIT, "siblings": [], "cardData": {"model-index": "x"}}
+    body = json.dumps(card).encode()
+    with hub_of(env, a__b=Repo({"m.gguf": tiny})) as hub:
+        hub.api_faults = [lambda ask: answered(ask, body=body, length=len(body), kind="application/json")]
+        done = run("models", "pull", "a/b", env=env)
+    assert (
+        done.stderr
+        == "sr-edge: a/b holds no model that could run here: no GGUF and no safetensors, but nothing\n"
+    )
+
+
 def test_a_warning_of_the_hub_s_steers_no_terminal(tiny: bytes, env: dict[str, str]) -> None:
     with hub_of(env, a__b=Repo({"m.gguf": tiny})) as hub:
         hub.api_faults = [status(404, X_HF_Warning="buy; \x1b[2Jthis", X_Error_Message="\x1b[2Jno")]
@@ -161,6 +212,12 @@ def test_proxies_of_the_environment_are_not_used(proxy: str, tiny: bytes, env: d
     with hub_of(env, a__b=Repo({"m.gguf": tiny})), EgressTrap() as trap:
         assert call("models", "pull", "a/b", env=env | {proxy: "http://127.0.0.1:9"}).returncode == 0
     assert 9 not in {attempt.port for attempt in trap.attempts}
+
+
+@pytest.mark.parametrize("endpoint", ["http://[", "hub", "ftp://hub", "https://"])
+def test_an_endpoint_that_is_no_address_is_said(endpoint: str, env: dict[str, str]) -> None:
+    done = call("models", "pull", "a/b", env=env | {"HF_ENDPOINT": endpoint})
+    assert (done.returncode, done.stderr.startswith("sr-edge: HF_ENDPOINT: ")) == (2, True)
 
 
 def test_a_hub_in_plain_http_is_refused(env: dict[str, str]) -> None:
@@ -230,7 +287,7 @@ def test_a_pull_that_is_stopped_goes_on_from_there(
         if number != signal.SIGKILL:
             assert "the same command goes on from there" in done.stderr
         listed = call("models", "list", env=env)
-        assert "of m.gguf have come: `sr-edge models pull a/b` goes on from there" in listed.stderr
+        assert "of m.gguf have come: `sr-edge models pull a/b:m.gguf` goes on from there" in listed.stderr
         assert call("models", "pull", "a/b", env=env).returncode == 0
         assert hub.contents[-1].headers["range"].startswith("bytes=")
     assert (shelf(env) / "m.gguf").read_bytes() == data
@@ -316,6 +373,27 @@ def test_a_checkpoint_is_kept_where_it_is_asked_for(pulls: Pulls) -> None:
     assert pulled.checkpoint == shelf(pulls.env) / "checkpoints" / "b-q8_0"
     assert (pulled.checkpoint / "config.json").read_bytes() == CONFIG
     assert [model.name for model in models(pulls.env)] == ["b-q8_0"]
+    with hub_of(pulls.env, a__b=Repo(CHECKPOINT)):
+        assert pulls.pull(keep_checkpoint=True, type="q8_0").checkpoint == pulled.checkpoint
+        shutil.rmtree(pulled.checkpoint)
+        assert pulls.pull(keep_checkpoint=True, type="q8_0").checkpoint is None
+        assert "was not kept: --force fetches and converts it again" in pulls.notes[-1]
+        pulled.checkpoint.symlink_to(pulls.env["SR_EDGE_HOME"])  # moved to a larger disk, say
+        assert pulls.pull(keep_checkpoint=True, type="q8_0", force=True).checkpoint == pulled.checkpoint
+    assert (pulled.checkpoint / "config.json").read_bytes() == CONFIG
+    assert Path(pulls.env["SR_EDGE_HOME"]).is_dir()
+
+
+def test_a_type_that_nobody_knows_costs_nothing(pulls: Pulls) -> None:
+    with hub_of(pulls.env, a__b=Repo(CHECKPOINT)) as hub:
+        with pytest.raises(UsageError, match="'q9' is no type of weights: choose one of f32"):
+            pulls.pull(type="q9")
+        assert hub.contents == []
+
+
+def test_a_type_in_the_place_of_a_file_is_converted_to(pulls: Pulls) -> None:
+    with hub_of(pulls.env, a__b=Repo(CHECKPOINT)):
+        assert pulls.pull("a/b:Q6_K").model.name == "b-q6_k"
 
 
 def test_what_cannot_be_converted_costs_no_weights(pulls: Pulls) -> None:
@@ -336,9 +414,30 @@ def test_a_conversion_that_fails_is_tried_again_without_fetching(pulls: Pulls) -
         fetched = len(hub.contents)
         assert models(pulls.env) == []
         pulls.failure = None
+        (folder,) = (path for path in (shelf(pulls.env) / ".downloads").iterdir() if path.is_dir())
+        killed = folder / ".b-q4_k_m.gguf.0123.partial"
+        killed.mkdir()
+        (killed / "model.gguf").write_bytes(b"x")
+        pulls.failure = EdgeError("the disk is full")
+        with pytest.raises(EdgeError, match="full"):
+            pulls.pull()
+        assert not killed.exists()
+        pulls.failure = None
         pulls.pull()
         assert len(hub.contents) == fetched
     assert left(pulls.env) == ["b-q4_k_m.gguf", "b-q4_k_m.json"]
+
+
+def test_a_checkpoint_that_somebody_goes_on_with_is_not_swept(pulls: Pulls) -> None:
+    with hub_of(pulls.env, a__b=Repo(CHECKPOINT)):
+        pulls.failure = ModelError("it cannot be converted")
+        with pytest.raises(ModelError):
+            pulls.pull()
+        (folder,) = (path for path in (shelf(pulls.env) / ".downloads").iterdir() if path.is_dir())
+        os.utime(folder, (time.time() - STALE_SECONDS + 60,) * 2)
+        with pytest.raises(ModelError):
+            pulls.pull()
+    assert folder.stat().st_mtime > time.time() - 60
 
 
 def test_a_stop_while_it_converts_leaves_the_checkpoint_alone(pulls: Pulls) -> None:
@@ -389,6 +488,18 @@ def test_room_is_looked_for_before_anything_comes(pulls: Pulls, monkeypatch: pyt
             pulls.pull("c/d")
 
 
+def test_room_is_looked_for_once_more_when_the_index_was_read(
+    pulls: Pulls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = json.dumps({"weight_map": {"a": "odd.safetensors"}}).encode()
+    files = {"config.json": CONFIG, "tokenizer.json": b"{}", "model.safetensors.index.json": index}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=(64 << 20) + 20_000))
+    with hub_of(pulls.env, a__b=Repo(files | {"odd.safetensors": b"x" * 50_000})) as hub:
+        with pytest.raises(EdgeError, match="no room for it"):
+            pulls.pull()
+        assert hub.cdn.requests == []
+
+
 def test_a_name_that_is_taken_is_said_before_anything_comes(pulls: Pulls) -> None:
     with hub_of(
         pulls.env, a__b=Repo({"m.gguf": pulls.tiny}), c__d=Repo({"m.gguf": pulls.tiny + b"x"})
@@ -423,6 +534,29 @@ def test_a_file_that_crashes_the_engine_does_not_come_in(
     with hub_of(pulls.env, a__b=repo), pytest.raises(ModelError, match="it crashed"):
         pulls.pull()
     assert left(pulls.env) == []
+
+
+def test_a_file_that_the_machine_had_no_means_to_try_is_kept(
+    pulls: Pulls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(path: Path, poll: object) -> None:
+        raise TrialEndedError(f"{path}: the system ended it")
+
+    with hub_of(pulls.env, a__b=Repo({"m.gguf": pulls.tiny})) as hub:
+        with monkeypatch.context() as patch:
+            patch.setattr(pulling, "try_opening", end)
+            with pytest.raises(TrialEndedError, match=r"^a/b: m\.gguf: the system"):
+                pulls.pull()
+        pulls.pull()
+        assert len(hub.contents) == 1
+    assert left(pulls.env) == ["m.gguf", "m.json"]
+
+
+def test_a_file_that_is_thrown_away_is_called_as_the_hub_calls_it(pulls: Pulls) -> None:
+    with hub_of(pulls.env, a__b=Repo({"sub/m.gguf": b"GGUF"})), pytest.raises(ModelError) as refused:
+        pulls.pull()
+    assert str(refused.value).startswith("a/b: sub/m.gguf: ")
+    assert ".downloads" not in str(refused.value)
 
 
 def test_a_moved_branch_is_another_model(pulls: Pulls) -> None:

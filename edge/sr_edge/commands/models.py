@@ -73,7 +73,7 @@ def models_(ctx: typer.Context) -> None:
 
     They are GGUFs on a shelf of their own. REF is a name on the shelf or the path of a GGUF; `ask -m` takes
     both too. Only `pull` fetches anything. Exit codes: 0 done, 1 no room on the disk, 2 wrong usage, 3 the
-    hub cannot be reached, 4 a model is missing or unusable. Without a command: `list`.
+    hub cannot be reached, 4 a model is missing or unusable, 130 interrupted. Without a command: `list`.
     """
     if ctx.invoked_subcommand is None:
         list_models()
@@ -119,9 +119,10 @@ def list_models(as_object: AsObject = False) -> None:
         )
     for cut in unfinished(shelf_dir(os.environ)):
         part = cut.part
+        what = part.repo + (f":{part.path}" if part.path.lower().endswith(".gguf") else "")
         note(
             f"{amount(cut.size)} of the {amount(part.size)} of {part.path} have come: `sr-edge models pull "
-            f"{part.repo}` goes on from there"
+            f"{shlex.quote(what)}` goes on from there"
         )
 
 
@@ -242,6 +243,10 @@ def pull(
     and quantised. What comes is compared with the sha256 that the hub announces, and first opened where it
     can do no harm. A pull that was cut, by Ctrl-C too, goes on where it was. HF_ENDPOINT, HF_TOKEN and
     HF_HUB_OFFLINE mean what they mean to the hub's own tools; the environment's proxies are not used.
+
+    Exit codes: 0 it is on the shelf, 1 no room on the disk, 2 wrong usage, or another pull is at it, 3 the
+    hub cannot be reached, or the shelf lacks it offline, 4 a repository or a file is missing, not open to you
+    or unusable, 130 interrupted, 143 and 129 ended by a signal.
     """
     pulled = pull_model(
         what,

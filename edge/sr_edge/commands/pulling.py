@@ -14,7 +14,7 @@ from sr_edge.commands.output import note
 from sr_edge.errors import UsageError
 from sr_edge.hub.access import endpoint, offline_variable, token
 from sr_edge.hub.reference import Reference, parse_reference
-from sr_edge.shelf import Shelved, models
+from sr_edge.shelf import Shelved, check_on_load, models
 
 if TYPE_CHECKING:
     from sr_edge.hub.pull import Pulled
@@ -58,7 +58,7 @@ def pull_model(
     reference = parse_reference(what, revision=revision, endpoint=endpoint(environ))
     origin = "--offline" if offline else offline_origin(settings()) or offline_variable(environ)
     if origin is not None:
-        return _from_the_shelf(reference, origin)
+        return _from_the_shelf(reference, type, name, origin)
 
     from sr_edge.doctor.machine import memory
     from sr_edge.hub.pull import Request, Surroundings, pull
@@ -88,25 +88,41 @@ def pull_model(
                 raise
 
 
-def _from_the_shelf(reference: Reference, origin: str) -> Pulled:
-    """Raises: HubError: it is not there."""
+def _from_the_shelf(reference: Reference, type: str | None, name: str | None, origin: str) -> Pulled:
+    """Raises:
+    HubError: it is not there.
+    ModelError: it is, and was changed.
+    """
     from sr_edge.hub.failing import HubError
     from sr_edge.hub.pull import Pulled
 
     shelf = models(os.environ)
     for model in shelf:
-        if _is_meant(reference, model):
+        if model.is_there and _is_meant(reference, type, name, model):
+            check_on_load(model.path)
             return Pulled(model, was_there=True)
     names = ", ".join(model.name for model in shelf) or "nothing"
+    what = f"{reference}{f' of type {type}' if type else ''}{f' called {name}' if name else ''}"
     raise HubError(
-        f"offline ({origin}): nothing is fetched, and {reference} is not on the shelf, which holds {names}"
+        f"offline ({origin}): nothing is fetched, and {what} is not on the shelf, which holds {names}"
     )
 
 
-def _is_meant(reference: Reference, model: Shelved) -> bool:
+def _is_meant(reference: Reference, type: str | None, name: str | None, model: Shelved) -> bool:
+    from sr_edge.hub.choosing import type_in, type_named
+
     passport = model.passport
     if passport is None or (passport.repo or "").lower() != reference.repo.lower():
         return False
+    has_type = passport.converted or type_in(passport.file or "")
     file, revision = reference.file, reference.revision
-    fits_file = file is None or file.lower() in (passport.file or passport.converted or "").lower()
-    return fits_file and (revision is None or (passport.revision or "").startswith(revision))
+
+    def is_of(wanted: str) -> bool:
+        return has_type is not None and has_type == type_named(wanted)
+
+    return (
+        (file is None or passport.file in (file, f"{file}.gguf") or is_of(file))
+        and (type is None or is_of(type))
+        and name in (None, model.name)
+        and (revision is None or (passport.revision or "").startswith(revision))
+    )

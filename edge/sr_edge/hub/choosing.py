@@ -80,7 +80,11 @@ def choose(
         ModelError: there is nothing to be run here; says what there is.
         UsageError: there are several, and none is named.
     """
-    type = None if type is None else type.lower()
+    type = None if type is None else _spelt(type)
+    if file is not None and not _file_called(repository, file) and (named := type_named(file)):
+        if type not in (None, named):
+            raise UsageError(f"two types are named, {named} and {type}: name one")
+        file, type = None, named
     if file is not None:
         return _named(repository, file, type)
     ggufs = [each for each in repository.files if _is_model(each)]
@@ -105,20 +109,34 @@ def choose(
 
 def type_of(file: HubFile) -> str | None:
     """Of its weights, as its name says, in small letters."""
-    found = _TYPE.search(file.name)
-    return found[1].lower().replace("fp16", "f16").replace("fp32", "f32") if found else None
+    return type_in(file.name)
+
+
+def type_in(file: str) -> str | None:
+    """That the name of a file says."""
+    found = _TYPE.search(file)
+    return _spelt(found[1]) if found else None
+
+
+def type_named(word: str) -> str | None:
+    """That the word is the name of, if it is."""
+    found = _TYPE.fullmatch(f"{word}.gguf")
+    return _spelt(found[1]) if found else None
+
+
+def _spelt(type: str) -> str:
+    return type.lower().replace("fp16", "f16").replace("fp32", "f32")
 
 
 # --- GGUFs -------------------------------------------------------------------------------------------
 
 
+def _file_called(repository: Repository, name: str) -> HubFile | None:
+    return repository.file(name) or repository.file(f"{name}.gguf")
+
+
 def _named(repository: Repository, name: str, type: str | None) -> Gguf:
-    ggufs = [each for each in repository.files if _is_model(each)]
-    file = repository.file(name) or repository.file(f"{name}.gguf")
-    if file is None and not name.lower().endswith(".gguf"):
-        of_type = [each for each in ggufs if type_of(each) == name.lower()]
-        if len(of_type) == 1:
-            file = of_type[0]
+    file = _file_called(repository, name)
     if file is None:
         names = [each.path for each in repository.files if each.path.lower().endswith(".gguf")]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)

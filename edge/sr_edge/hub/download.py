@@ -54,7 +54,7 @@ def missing(file: HubFile, target: Path, folder: Path) -> int:
 def download(
     client: HubClient, file: HubFile, target: Path, folder: Path, *, report: Report, note: Note
 ) -> None:
-    """Fetch `file` to `target`, unless it is there already; what had come before is gone on with.
+    """Fetch `file` to `target`, unless it is there already and whole; what had come before is gone on with.
 
     Args:
         folder: for parts, on the same disk as `target`.
@@ -69,7 +69,7 @@ def download(
         make_private_dir(folder)
         make_private_dir(target.parent)
         with alone(folder / key_of(file), file.name):
-            if target.exists() and target.stat().st_size != file.size:
+            if target.exists() and not _is_whole(target, file, report):
                 target.unlink()  # it was whole when it got its name
             if not target.exists():
                 _Download(client, file, target, folder, report, note).run()
@@ -152,6 +152,7 @@ class _Download:
         if sidecar is None or sidecar.size != self._file.size or not 0 < size <= self._file.size:
             self._begin_again()
             return
+        os.utime(self._sidecar)  # or it would be swept as an old one
         self._etag, self._is_resumed = sidecar.etag, True
         with self._part.open("rb") as part:
             while chunk := part.read(_CHUNK):
@@ -268,6 +269,18 @@ class _Download:
     def _discard(self) -> None:
         self._part.unlink(missing_ok=True)
         self._sidecar.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path, file: HubFile, report: Report) -> bool:
+    if path.stat().st_size != file.size:
+        return False
+    digest, done = _digest_of(file), 0
+    with path.open("rb") as data:
+        while chunk := data.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            report(done, file.size)
+    return bool(digest.hexdigest() == (file.sha256 or file.git_sha1))
 
 
 def _may_pass(failure: Failure) -> bool:

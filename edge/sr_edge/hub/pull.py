@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from sr_edge.hub.failing import Note
 from sr_edge.hub.reference import Reference
 from sr_edge.hub.repository import HubFile, Repository, look_up
 from sr_edge.hub.unfinished import STALE_SECONDS, checkpoint_dir, downloads_dir, sweep
+from sr_edge.quantizer import TYPES
 from sr_edge.remote.hub_client import HubClient
 from sr_edge.shelf import (
     Passport,
@@ -33,7 +35,7 @@ from sr_edge.shelf import (
     sha256_of,
     shelf_dir,
 )
-from sr_edge.trial import try_opening
+from sr_edge.trial import TrialEndedError, try_opening
 
 _MARGIN = 64 << 20  # bytes left free on the disk
 _BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6}
@@ -82,7 +84,7 @@ def pull(client: HubClient, request: Request, around: Surroundings) -> Pulled:
     there = _on_shelf(repository, chosen, around.environ)
     if there is not None and not request.force and request.name in (None, there.name):
         check_on_load(there.path)
-        return Pulled(there, was_there=True)
+        return Pulled(there, _kept_checkpoint(there, chosen, request, around), was_there=True)
     if isinstance(chosen, Gguf):
         name = name_for(chosen.file.name, request.name)
     else:
@@ -93,6 +95,8 @@ def pull(client: HubClient, request: Request, around: Surroundings) -> Pulled:
     sweep(shelf)
     folder = _folder_of(repository, around)
     with alone(folder.with_name(f"{folder.name}.pull"), repository.name):
+        with suppress(OSError):
+            os.utime(folder)  # it is gone on with
         if isinstance(chosen, Gguf):
             return _pull_gguf(client, repository, chosen, path, request, around)
         return _pull_checkpoint(client, repository, chosen, path, request, around)
@@ -111,6 +115,18 @@ def _on_shelf(
     return None
 
 
+def _kept_checkpoint(
+    there: Shelved, chosen: Gguf | Checkpoint, request: Request, around: Surroundings
+) -> Path | None:
+    if not request.keep_checkpoint or isinstance(chosen, Gguf):
+        return None
+    kept = checkpoint_dir(shelf_dir(around.environ), there.name)
+    if kept.is_dir():
+        return kept
+    around.note(f"the checkpoint of {there.name} was not kept: --force fetches and converts it again")
+    return None
+
+
 def _pull_gguf(
     client: HubClient,
     repository: Repository,
@@ -126,11 +142,13 @@ def _pull_gguf(
     _check_room([(chosen.file, target)], 0, folder)
     try:
         _fetch(client, chosen.file, target, "", around)
-        _try(target, around)
+        _try(target, f"{repository.name}: {chosen.file.path}", around)
         read = around.progress
         sha256 = chosen.file.sha256 or sha256_of(target, lambda done, whole: read("reading it", done, whole))
         passport = _passport(client, repository, sha256, target, file=chosen.file, type=None)
         model = put_in(target, path, passport, force=request.force)
+    except TrialEndedError:
+        raise  # another time it may well open
     except ModelError:
         target.unlink(missing_ok=True)  # to come again, it would have to be another file
         raise
@@ -148,15 +166,20 @@ def _pull_checkpoint(
     request: Request,
     around: Surroundings,
 ) -> Pulled:
+    if chosen.type not in TYPES:
+        raise UsageError(f"{chosen.type!r} is no type of weights: choose one of {', '.join(TYPES)}")
     convert = around.find_converter()  # before gigabytes have come for nothing
     folder = _folder_of(repository, around)
     checkpoint = folder / "checkpoint"
     kept = checkpoint_dir(path.parent, path.stem)
     if request.keep_checkpoint and kept.exists() and not request.force:
         raise UsageError(f"there is a checkpoint at {kept} already: remove it, or use --force")
+    for left in folder.glob(".*"):  # by a conversion that was killed: gigabytes, for a large model
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
     _check_room(
         [(file, checkpoint / file.path) for file in (*chosen.small, *chosen.shards, chosen.single) if file],
-        _while_converting(chosen),
+        _while_converting(chosen.weights_size, chosen.type),
         folder,
     )
     small = [*chosen.small, *([chosen.index] if chosen.index else [])]
@@ -167,6 +190,11 @@ def _pull_checkpoint(
         check_config(repository, (checkpoint / "config.json").read_bytes())
         if chosen.index:
             weights = [*shards_of(repository, (checkpoint / chosen.index.path).read_bytes())]
+            _check_room(
+                [(file, checkpoint / file.path) for file in weights],
+                _while_converting(sum(file.size for file in weights), chosen.type),
+                folder,
+            )
     except ModelError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -178,7 +206,7 @@ def _pull_checkpoint(
     out.unlink(missing_ok=True)
     try:
         convert(Conversion(checkpoint, out, chosen.type, source), around.progress)
-        _try(out, around)
+        _try(out, f"{repository.name}, as it was converted", around)
         read = around.progress
         sha256 = sha256_of(out, lambda done, whole: read("reading it", done, whole))
         passport = _passport(client, repository, sha256, out, file=None, type=chosen.type)
@@ -190,12 +218,25 @@ def _pull_checkpoint(
     finally:
         out.unlink(missing_ok=True)
     if request.keep_checkpoint:
-        if kept.exists():
-            shutil.rmtree(kept)
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        checkpoint.rename(kept)
+        _keep(checkpoint, kept)
     shutil.rmtree(folder, ignore_errors=True)
     return Pulled(model, kept if request.keep_checkpoint else None)
+
+
+def _keep(checkpoint: Path, kept: Path) -> None:
+    """Raises: UsageError: it is where it was."""
+    try:
+        if kept.is_dir() and not kept.is_symlink():
+            shutil.rmtree(kept)
+        else:
+            kept.unlink(missing_ok=True)
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        checkpoint.rename(kept)
+    except OSError as error:
+        raise UsageError(
+            f"the model is on the shelf, but its checkpoint could not be moved to {kept} ({error.strerror}): "
+            f"it is at {checkpoint} for {STALE_SECONDS / 86400:.0f} days"
+        ) from None
 
 
 def _folder_of(repository: Repository, around: Surroundings) -> Path:
@@ -216,10 +257,13 @@ def _fetch(client: HubClient, file: HubFile, target: Path, count: str, around: S
     )
 
 
-def _try(file: Path, around: Surroundings) -> None:
-    """Raises: ModelError: it is no model that can run here."""
-    read_header(file)
-    try_opening(file, poll=lambda: around.progress("trying it", 0, 0))
+def _try(file: Path, what: str, around: Surroundings) -> None:
+    """Raises: ModelError: it is no model that can run here; called `what`, for the file will be gone."""
+    try:
+        read_header(file)
+        try_opening(file, poll=lambda: around.progress("trying it", 0, 0))
+    except ModelError as error:
+        raise type(error)(str(error).replace(str(file), what)) from None
 
 
 def _passport(
@@ -246,10 +290,10 @@ def _passport(
     )
 
 
-def _while_converting(chosen: Checkpoint) -> int:
+def _while_converting(size: int, type: str) -> int:
     """Bytes, about: weights of 16 bits are what nearly all repositories hold."""
-    result = round(chosen.weights_size * _BITS.get(chosen.type, _BITS_OF_OTHERS) / 16)
-    return result if chosen.type in _DIRECT else result + chosen.weights_size
+    result = round(size * _BITS.get(type, _BITS_OF_OTHERS) / 16)
+    return result if type in _DIRECT else result + size
 
 
 def _check_room(files: list[tuple[HubFile, Path]], more: int, folder: Path) -> None:

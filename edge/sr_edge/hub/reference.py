@@ -41,7 +41,7 @@ def parse_reference(text: str, *, revision: str | None = None, endpoint: str = "
     text = text.strip()
     if not text.isprintable() or "\\" in text:
         raise UsageError(f"{safe_line(text)[:200]!r} is no repository: {_HOW}")
-    hosts = (*_HOSTS, (urlsplit(endpoint).netloc or "huggingface.co").lower())
+    hosts = (*_HOSTS, _host_of(endpoint) or "huggingface.co")
     bare = re.sub(r"^https?://", "", text, flags=re.IGNORECASE)
     host, _, path = bare.partition("/")
     if host.lower() in hosts:
@@ -71,6 +71,13 @@ def is_safe_path(path: str) -> bool:
 
 
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)  # Windows opens these
+
+
+def _host_of(endpoint: str) -> str:
+    try:
+        return urlsplit(endpoint).netloc.lower()
+    except ValueError:
+        return ""  # whoever asks it says what is wrong
 
 
 def _of_name(text: str, *, splits_revision: bool) -> Reference:

@@ -6,7 +6,10 @@ while a name is looked up. What a reply means is for `sr_edge.hub`.
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +36,7 @@ STALL_SECONDS = 60.0
 _CONNECT_SECONDS = 20.0
 _TICK = 0.1  # seconds between two looks at whether to go on
 _MAX_REDIRECTS = 5
+_MAX_URL = 16_000  # characters; a signed one of a store takes 1,500
 _READ_AHEAD = 32  # pieces of 64 KiB
 _MAX_REDIRECT_PAGE = 64 << 10  # bytes that are worth reading for the connection's sake
 _TOLD = ("content-type", "retry-after", "x-error-code", "x-error-message")
@@ -119,7 +123,9 @@ class HubClient:
             seconds -= _TICK
 
     def without_token(self, said: str) -> str:
-        return said if self._token is None else said.replace(self._token, "***")
+        if self._token is None:
+            return said
+        return re.sub(re.escape(self._token), "***", said, flags=re.IGNORECASE)  # a host is in small letters
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
@@ -161,9 +167,13 @@ class HubClient:
                     return httpx2.Response(answer.status, headers=told, content=answer.read())
 
         set_client_factory(lambda: httpx2.Client(transport=Transport(), trust_env=False, timeout=None))
+        log = logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # what it makes of a hub's words is no line of ours
         try:
             yield HfApi(endpoint=self.endpoint, token=False)
         finally:
+            log.setLevel(level)
             set_client_factory(default_client_factory)
 
     def close(self) -> None:
@@ -208,12 +218,17 @@ class HubClient:
     def _page(self, url: str, *, is_first: bool) -> tuple[Site, str]:
         """Raises: FailedError: it is nobody that may be asked."""
         try:
-            return page_of(url, on_loopback=not self._hub.is_tls)
+            if len(url) > _MAX_URL:
+                raise UsageError(f"the address is longer than {_MAX_URL:,} characters")
+            site, page = page_of(url, on_loopback=not self._hub.is_tls)
+            if site.is_tls and site.host != self._hub.host and _is_in_here(site.host):
+                raise UsageError(f"{site.where} is an address within the network here")
         except UsageError as error:
             if is_first:
                 raise
             line = f"{self._hub.where} redirects to where nothing is fetched from: {error}"
             raise FailedError(Failure(line, "refused")) from None
+        return site, page
 
     def _headers(self, site: Site) -> dict[str, str]:
         headers = {
@@ -239,6 +254,9 @@ class HubClient:
 
     def _leave(self, site: Site, line: Line, reply: Reply) -> None:
         """A redirect's own page is of no interest, but its connection is."""
+        if not reply.ends_by_itself:
+            line.close()
+            return
         size = 0
         line.give(self._stall)
         for chunk in reply.chunks:
@@ -258,6 +276,15 @@ class HubClient:
                 self._kept[site] = line
         if unwanted is not None:
             unwanted.close()
+
+
+def _is_in_here(host: str) -> bool:
+    """Whether it is a number, in any spelling, that the world cannot reach: only a name has a certificate."""
+    try:
+        return not ipaddress.ip_address(host.partition("%")[0]).is_global
+    except ValueError:
+        last = host.removesuffix(".").rpartition(".")[2]
+        return last == "localhost" or re.fullmatch(r"\d+|0[xX][\da-fA-F]*", last) is not None
 
 
 def _paced(reply: Reply, line: Line, stall: float) -> Iterator[bytes]:

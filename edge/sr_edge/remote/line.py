@@ -89,7 +89,10 @@ class Line:
         request = self._client.build_request(
             method, self._base.join(target), headers=headers, content=body, extensions={"trace": self._trace}
         )
-        response = self._client.send(request, stream=True)
+        try:
+            response = self._client.send(request, stream=True)
+        except httpx.RemoteProtocolError as error:  # httpx reads a redirect's target, though it follows none
+            raise NoHttpError(str(error)) from error
         ends_by_itself = "content-length" in response.headers or "transfer-encoding" in response.headers
         return Reply(response.status_code, dict(response.headers), ends_by_itself, self._body(response))
 

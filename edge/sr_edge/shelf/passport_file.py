@@ -170,7 +170,7 @@ def how_to_get_again(passport: Passport) -> str:
     if passport.repo is None:
         link = " --link" if passport.is_linked else ""
         return f"Get it again: `sr-edge models import {shlex.quote(passport.source)}{link} --force`"
-    what = passport.repo + (f":{passport.file}" if passport.file else "")
+    what = shlex.quote(passport.repo + (f":{passport.file}" if passport.file else ""))
     kind = f" --type {passport.converted}" if passport.converted else ""
     return f"Get it again: `sr-edge models pull {what}{kind} --revision {passport.revision} --force`"
 
