@@ -76,7 +76,7 @@ class Bar:
             parts = [f"{self._doing} {done} of {self._whole}"]
         rate = (done - before) / (now - since) if now > since else 0.0
         if now - last > _SILENCE:
-            parts.append(f"nothing for {now - last:.0f} s")
+            parts.append(f"no news for {now - last:.0f} s")
         elif rate:
             left = f"{_duration((self._whole - done) / rate)} left"
             parts.append(f"{amount(round(rate))}/s, {left}" if self._is_sized else left)
