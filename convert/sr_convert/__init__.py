@@ -10,6 +10,6 @@
     tensors        which there are and how they are packed (`architectures`)
     writing        the file, whole or not at all
 
-`verify` compares the result with the checkpoint, and trusts nothing of the above. `command` is the command line;
-`pulled` is what the client calls. PyTorch and transformers are for `verify` alone.
+`verify` compares the result with the checkpoint, and trusts nothing of the above. `command` is the command
+line; `pulled` is what the client calls. PyTorch and transformers are for `verify` alone.
 """

@@ -21,7 +21,7 @@ from sr_convert.fields import Field, float32, string, uint32
 from sr_convert.lora import Adapter, Change, Merged, Pair, blocks, read_matrix
 from sr_convert.source import Dtype
 from sr_convert.tensors import PackedType, PlannedTensor, plan
-from sr_convert.writing import Progress, num_bytes, publish, workshop, write_gguf
+from sr_convert.writing import Progress, check_out, num_bytes, publish, workshop, write_gguf
 from sr_edge import __version__
 from sr_edge.errors import ModelError
 from sr_edge.markers import KEY_BASE_MODEL, KEY_VERSION
@@ -32,16 +32,25 @@ _TYPES: Mapping[AdapterType, PackedType] = {"f32": "F32", "f16": "F16"}
 
 
 def write_adapter(
-    base: Checkpoint, adapter: Adapter, out: Path, type: AdapterType, progress: Progress
+    base: Checkpoint,
+    adapter: Adapter,
+    out: Path,
+    type: AdapterType,
+    progress: Progress,
+    *,
+    force: bool = False,
 ) -> None:
     """Write the GGUF, whole or not at all.
 
     Args:
         base: the checkpoint that it was trained on: names and the order of rows are those of its GGUF.
+        force: whether a file that is there is replaced.
     Raises:
+        UsageError: no file can be written there.
         ModelError: the adapter is of another base, or does more than such a file can say.
         EdgeError: the disk has no room, or is broken.
     """
+    check_out(out, force=force)
     Merged(base, adapter)  # refuses what does not fit
     pairs = {name: _pair(base, adapter, name, change) for name, change in adapter.changes.items()}
     alphas = {pair.scale * pair.rank for pair in pairs.values()}
@@ -70,7 +79,7 @@ def write_adapter(
     with workshop(out, num_bytes(tensors)) as folder:
         made = folder / "adapter.gguf"
         write_gguf(made, base.architecture, fields, tensors, _Matrices(base, pairs, is_folded), progress)
-        publish(made, out)
+        publish(made, out, force=force)
 
 
 def _pair(base: Checkpoint, adapter: Adapter, name: str, change: Change) -> Pair:

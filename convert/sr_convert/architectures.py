@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 ArchitectureName: TypeAlias = Literal["qwen2", "qwen3", "llama"]
 ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
@@ -44,6 +44,8 @@ class Architecture:
     """Whether a head's width may be other than the hidden size over the number of heads."""
     default_head: int | None = None
     """A head's width where the config does not say one; None: the hidden size over the number of heads."""
+    default_kv_heads: int | None = None
+    """Heads of keys and values where the config does not name them; None, and where it says null: all."""
 
 
 LAYER_PREFIX = "model.layers."
@@ -89,7 +91,9 @@ def _layer(bias: Presence | None, *, interleaved: bool = False) -> dict[str, Row
 
 
 TABLE: Mapping[ArchitectureName, Architecture] = {
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _WHOLE, _layer("always"), free_head=False),
+    "qwen2": Architecture(
+        "qwen2", "Qwen2ForCausalLM", _WHOLE, _layer("always"), free_head=False, default_kv_heads=32
+    ),
     "qwen3": Architecture(
         "qwen3",
         "Qwen3ForCausalLM",
@@ -101,6 +105,7 @@ TABLE: Mapping[ArchitectureName, Architecture] = {
         },
         free_head=True,
         default_head=128,
+        default_kv_heads=32,
     ),
     "llama": Architecture(
         "llama",
@@ -116,3 +121,8 @@ TABLE: Mapping[ArchitectureName, Architecture] = {
         free_head=True,
     ),
 }
+
+
+def usual_kv_heads(config: Mapping[str, Any], architecture: ArchitectureName) -> int | None:
+    """What transformers takes for a `num_key_value_heads` that is null or missing; None: as many as heads."""
+    return None if "num_key_value_heads" in config else TABLE[architecture].default_kv_heads

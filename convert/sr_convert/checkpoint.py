@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,15 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sr_convert.architectures import LAYER_PREFIX, TABLE, UNUSED_ENDING, ArchitectureName, Row, Size
+from sr_convert.architectures import (
+    LAYER_PREFIX,
+    TABLE,
+    UNUSED_ENDING,
+    ArchitectureName,
+    Row,
+    Size,
+    usual_kv_heads,
+)
 from sr_convert.source import Dtype
 from sr_edge.errors import ModelError
 
@@ -133,13 +142,17 @@ def _widened(stored: NDArray[Any], dtype: Dtype) -> NDArray[np.float32]:
 
 # --- the config ----------------------------------------------------------------------------------------
 
+_MAX_LAYERS = 512
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 _QUANTISED = "the original weights are needed: name the checkpoint that was quantised, or its base model"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
-        raise ModelError(f"{folder}: there is no such folder: name the folder of a checkpoint")
+        hint = "name the folder of a checkpoint"
+        if re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(folder)):
+            hint += f"; one of the hub is fetched and converted by: sr-edge models pull {folder}"
+        raise ModelError(f"{folder}: there is no such folder: {hint}")
     if not folder.is_dir():
         raise ModelError(f"{folder}: this is a file: name the folder that config.json and the weights are in")
     path = folder / CONFIG
@@ -159,6 +172,27 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: this is no config, which is a JSON object: get the file again")
     return config
+
+
+def cached_origin(folder: Path) -> str | None:
+    """REPO@COMMIT of a folder in the hub's own cache, whose name is the commit alone; None of any other."""
+    folder = folder.resolve()
+    repo = folder.parent.parent.name
+    if (
+        folder.parent.name != "snapshots"
+        or not repo.startswith("models--")
+        or not re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    ):
+        return None
+    return f"{repo.removeprefix('models--').replace('--', '/', 1)}@{folder.name}"
+
+
+def name_of(folder: Path) -> str:
+    """What a user calls it: a link by its own name, a repository in the hub's cache by the repository's."""
+    origin = cached_origin(folder)
+    if origin is not None:
+        return origin.partition("@")[0].rpartition("/")[2]
+    return os.path.basename(os.path.abspath(folder))
 
 
 def read_json(path: Path) -> Any:
@@ -202,13 +236,22 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
         raise ModelError(f"{path}: the checkpoint is quantised ({method}); {_QUANTISED}")
     for key in _SIZES:
         _size(path, config, key)
+    if config["num_hidden_layers"] > _MAX_LAYERS:
+        raise ModelError(
+            f"{path}: {config['num_hidden_layers']:,} layers are more than the {_MAX_LAYERS} that llama.cpp "
+            "has room for: get the file again"
+        )
+    _size(path, config, "max_position_embeddings", 1)
+    epsilon = config.get("rms_norm_eps")
+    if epsilon is not None and not (isinstance(epsilon, float) and 0 <= epsilon < 1):
+        raise ModelError(f"{path}: {epsilon!r:.40} cannot be the model's rms_norm_eps: get the file again")
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(
             f"{path}: the activation is {str(config['hidden_act'])[:40]!r}; llama.cpp computes 'silu' for "
             "this architecture: the model cannot be converted"
         )
     window = config.get("sliding_window")
-    if config.get("use_sliding_window") is True and isinstance(window, int):
+    if config.get("use_sliding_window") is True and isinstance(window, int) and _has_window(config):
         raise ModelError(
             f"{path}: the model attends within a window of {window} tokens, which llama.cpp does not do for "
             "this architecture: if it runs without one too, set use_sliding_window to false in this file"
@@ -220,6 +263,14 @@ def _check_config(folder: Path, config: Mapping[str, Any]) -> None:
         )
     if config.get("is_causal") is False:
         raise ModelError(f"{path}: the model is no decoder (is_causal: false): name one that writes text")
+
+
+def _has_window(config: Mapping[str, Any]) -> bool:
+    """Whether there is a layer for the window: by the layers' kinds, or from this layer on."""
+    kinds, first = config.get("layer_types"), config.get("max_window_layers", 28)
+    if isinstance(kinds, list):
+        return "full_attention" not in kinds or len(set(map(str, kinds))) > 1
+    return not isinstance(first, int) or first < config["num_hidden_layers"]
 
 
 def _size(path: Path, config: Mapping[str, Any], key: str, otherwise: int | None = None) -> int:
@@ -238,7 +289,7 @@ def expected_shapes(
     """Every tensor that may be there, by the config; see `Row.presence`."""
     path, table = folder / CONFIG, TABLE[architecture]
     hidden, heads = _size(path, config, "hidden_size"), _size(path, config, "num_attention_heads")
-    keys = _size(path, config, "num_key_value_heads", heads)
+    keys = _size(path, config, "num_key_value_heads", usual_kv_heads(config, architecture) or heads)
     head = _size(path, config, "head_dim", table.default_head or hidden // heads)
     if heads % keys:
         raise ModelError(

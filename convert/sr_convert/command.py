@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,12 +102,22 @@ def convert_(
     if add_markers and text_markers:
         raise UsageError("--add-markers and --text-markers exclude each other: a marker is a token, or text")
     if as_adapter:
+        for option, is_given in (
+            ("--add-markers", add_markers),
+            ("--text-markers", text_markers),
+            ("--tau", tau is not None),
+            ("--imatrix", imatrix is not None),
+            ("--verify", verifies),
+        ):
+            if is_given:
+                raise UsageError(f"{option} is for a whole model: leave it out, or leave --as-adapter out")
         _write_adapter(checkpoint, lora, out, (type_ or "f16").lower(), force=force)
         return
+    from sr_convert.checkpoint import name_of
     from sr_convert.convert import Request, convert
 
     type_ = (type_ or DEFAULT_TYPE).lower()
-    out = out or Path(f"{checkpoint.resolve().name}-{type_.upper()}.gguf")
+    out = out or Path(f"{name_of(checkpoint)}-{type_.upper()}.gguf")
     request = Request(
         checkpoint=checkpoint,
         out=out,
@@ -128,7 +139,7 @@ def convert_(
 
 def _write_adapter(checkpoint: Path, lora: Path | None, out: Path | None, type_: str, *, force: bool) -> None:
     from sr_convert.adapter import write_adapter
-    from sr_convert.checkpoint import open_checkpoint
+    from sr_convert.checkpoint import name_of, open_checkpoint
     from sr_convert.lora import read_adapter
 
     if lora is None:
@@ -136,13 +147,12 @@ def _write_adapter(checkpoint: Path, lora: Path | None, out: Path | None, type_:
     types: dict[str, AdapterType] = {"f32": "f32", "f16": "f16"}
     if type_ not in types:
         raise UsageError(f"--type {type_}: an adapter is written as f32 or f16")
-    out = out or Path(f"{lora.resolve().name}-LoRA-{type_.upper()}.gguf")
-    if out.exists() and not force:
-        raise UsageError(f"{out}: there is such a file already: name another, or replace it with --force")
+    out = out or Path(f"{name_of(lora)}-LoRA-{type_.upper()}.gguf")
     with Interrupt(*ENDING) as interrupt, Bar("converting", interrupt) as bar:
-        write_adapter(open_checkpoint(checkpoint), read_adapter(lora), out, types[type_], bar.progress)
+        base, adapter = open_checkpoint(checkpoint), read_adapter(lora)
+        write_adapter(base, adapter, out, types[type_], bar.progress, force=force)
     say(f"{out}: {amount(out.stat().st_size)}, an adapter", keeps_spaces=True)
-    say(f'to use it: sr-edge ask -m BASE.gguf --lora {out} "PROBLEM"', keeps_spaces=True)
+    say(f'to use it: sr-edge ask -m BASE.gguf --lora {quote(str(out))} "PROBLEM"', keeps_spaces=True)
 
 
 @quantize_app.command("quantize")
@@ -248,10 +258,11 @@ def _say_written(out: Path, notices: Iterable[str]) -> None:
     for notice in notices:
         note(notice)
     facts = facts_of(read_header(out))
+    path = quote(str(out))
     markers = "no markers" if facts.markers is None else f"markers: {_FORMS[facts.markers.form]}"
     say(f"{out}: {amount(facts.file_size)}, {facts.quantization}, {markers}", keeps_spaces=True)
     say(
-        f'to use it: sr-edge ask -m {out} "PROBLEM"; by a name: sr-edge models import {out}',
+        f'to use it: sr-edge ask -m {path} "PROBLEM"; by a name: sr-edge models import {path}',
         keeps_spaces=True,
     )
 

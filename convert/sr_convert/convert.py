@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from sr_convert.checkpoint import EMBEDDING, Checkpoint, open_checkpoint
+from sr_convert.checkpoint import EMBEDDING, Checkpoint, cached_origin, open_checkpoint
 from sr_convert.describing import describe
 from sr_convert.lora import Merged, read_adapter
 from sr_convert.markers import marked
@@ -21,7 +21,7 @@ from sr_convert.quantize_command import notices_of
 from sr_convert.source import Dtype, Source
 from sr_convert.tensors import PackedType, PlannedTensor, plan
 from sr_convert.tokenizer import TOKENIZER, read_tokenizer
-from sr_convert.writing import num_bytes, publish, workshop, write_gguf
+from sr_convert.writing import check_out, num_bytes, publish, workshop, write_gguf
 from sr_edge.converting import Progress
 from sr_edge.errors import UsageError
 from sr_edge.gguf_header import read_header
@@ -49,7 +49,7 @@ class Request:
     threads: int | None = None
     """Of the quantiser; None for all cores."""
     source: str | None = None
-    """Where the checkpoint came from, `owner/name@commit`."""
+    """Where the checkpoint came from, `owner/name@commit`; None for what its folder tells."""
     force: bool = False
     """Whether a file that is there is replaced."""
 
@@ -70,6 +70,7 @@ def convert(request: Request, progress: Progress) -> Converted:
         EdgeError: the disk has no room, or is broken.
     """
     _check(request)
+    origin = request.source or cached_origin(request.checkpoint)
     checkpoint = open_checkpoint(request.checkpoint)
     notices: list[str] = []
     source: Source = checkpoint
@@ -84,7 +85,7 @@ def convert(request: Request, progress: Progress) -> Converted:
         source,
         words,
         folders=folders,
-        origin=request.source,
+        origin=origin,
         trained_on=trained_on,
         add=request.add_markers,
         as_text=request.text_markers,
@@ -102,7 +103,7 @@ def convert(request: Request, progress: Progress) -> Converted:
         words,
         written,
         num_parameters=sum(math.prod(tensor.shape) for tensor in tensors),
-        origin=request.source,
+        origin=origin,
     )
     fields += with_markers.fields
     room = num_bytes(tensors)
@@ -132,7 +133,7 @@ def convert(request: Request, progress: Progress) -> Converted:
         else:
             notices += _other_types(tensors, direct)
         read_header(made)
-        publish(made, request.out)
+        publish(made, request.out, force=request.force)
     return Converted(request.out, tuple(notices))
 
 
@@ -144,13 +145,7 @@ def _check(request: Request) -> None:
             f"an importance matrix changes nothing for {request.type}: leave --imatrix out, or choose a type "
             "of fewer bits"
         )
-    out = request.out
-    if out.is_dir():
-        raise UsageError(f"{out}: this is a directory: name a file in it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: there is no such directory: make it first")
-    if out.exists() and not request.force:
-        raise UsageError(f"{out}: there is such a file already: name another, or replace it with --force")
+    check_out(request.out, force=request.force)
 
 
 def _tokenizer_folder(folders: Sequence[Path]) -> Path:

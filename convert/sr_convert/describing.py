@@ -17,7 +17,7 @@ from typing import Any
 
 from gguf import GGML_QUANT_VERSION, GGUFValueType, GGUFWriter, LlamaFileType, Metadata, size_label
 
-from sr_convert.architectures import TABLE, ArchitectureName
+from sr_convert.architectures import TABLE, ArchitectureName, usual_kv_heads
 from sr_convert.fields import Field, float32, string, uint32
 from sr_convert.rope import rope_of, yarn_magnitude
 from sr_convert.tensors import PackedType
@@ -120,8 +120,7 @@ def _sizes(config: Mapping[str, Any], architecture: ArchitectureName, num_rows: 
         value = _number(config, size.config_key, size.default[architecture])
         yield size.make(f"{architecture}.{size.key}", value)
     heads = _number(config, "num_attention_heads", 32)
-    kv_heads = config.get("num_key_value_heads", heads if architecture == "llama" else 32)
-    kv_heads = heads if kv_heads is None else kv_heads
+    kv_heads = _number(config, "num_key_value_heads", usual_kv_heads(config, architecture) or heads)
     yield uint32(f"{architecture}.attention.head_count_kv", kv_heads)
     head = config.get("head_dim") or TABLE[architecture].default_head
     usual = _number(config, "hidden_size", 4096) // heads

@@ -19,7 +19,7 @@ import numpy as np
 from gguf import TokenType
 from numpy.typing import NDArray
 
-from sr_convert.checkpoint import EMBEDDING, HEAD, read_json
+from sr_convert.checkpoint import EMBEDDING, HEAD, name_of, read_json
 from sr_convert.fields import Field, float32, string, uint32
 from sr_convert.source import Dtype, Source
 from sr_convert.tokenizer import Words
@@ -247,7 +247,7 @@ def _why_text(
         return f"{NOTE} says so"
     if any(OPEN in template for template in words.templates.values()):
         return "its chat template has them"
-    own_names = [folder.absolute().name for folder in folders]
+    own_names = [name_of(folder) for folder in folders]
     bases = [base for folder in folders for base in _card_bases(folder)]
     for name in (*names, *own_names, *bases):
         if isinstance(name, str) and is_text_form_name(name):

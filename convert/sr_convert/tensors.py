@@ -126,13 +126,11 @@ def pack(source: Source, tensor: PlannedTensor, first: int, last: int) -> NDArra
     rows = source.rows(tensor.source, first, last)
     if tensor.head:
         rows = interleaved(rows, tensor.head)
-    if tensor.type != "F16" and not _is_finite(rows):
-        raise ModelError(f"the tensor {tensor.source} {_not_finite(rows)}")
+    if tensor.type != "F16" and _largest(rows) >= _TOO_LARGE[tensor.type]:
+        raise ModelError(f"the tensor {tensor.source} {_unfit(rows, tensor.type)}")
     packed = _PACKERS[tensor.type](rows)
-    if tensor.type == "F16" and not _is_finite(
-        packed
-    ):  # the only type that finite values can be too large for
-        raise ModelError(f"the tensor {tensor.source} {_not_finite(rows)}")
+    if tensor.type == "F16" and _largest(packed) >= _F16_INFINITE:  # half as long to look through as the rows
+        raise ModelError(f"the tensor {tensor.source} {_unfit(rows, tensor.type)}")
     return packed
 
 
@@ -142,21 +140,30 @@ def interleaved(rows: NDArray[np.float32], head: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _is_finite(values: NDArray[Any]) -> bool:
-    """Whether no exponent is all ones: one pass over the bits, where comparing would need three."""
+_INFINITE, _F16_INFINITE = 0x7F800000, 0x7C00
+_TOO_LARGE: Mapping[PackedType, int] = {
+    "F32": _INFINITE,
+    "BF16": 0x7F7F8000,  # would be rounded up to infinity
+    "Q8_0": int(np.float32(65520 * 127).view(np.uint32)),  # as its block's scale would
+}
+"""The bits of the smallest magnitude that is too large."""
+
+
+def _largest(values: NDArray[Any]) -> int:
+    """The bits of the largest magnitude: one pass over them, where comparing the values would need three."""
     if values.dtype.itemsize == 2:
-        return int((values.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
-    return int((values.view(np.uint32) & 0x7FFFFFFF).max(initial=0)) < 0x7F800000
+        return int((values.view(np.uint16) & 0x7FFF).max(initial=0))
+    return int((values.view(np.uint32) & 0x7FFFFFFF).max(initial=0))
 
 
-def _not_finite(rows: NDArray[np.float32]) -> str:
-    if not _is_finite(rows):
+def _unfit(rows: NDArray[np.float32], type: PackedType) -> str:
+    if _largest(rows) >= _INFINITE:
         return (
             "holds values that are no finite numbers: the training diverged, or the file is damaged; get the "
             "checkpoint again, or take an earlier one"
         )
-    most = float(np.abs(rows).max())
-    return f"holds values up to {most:.3g}, which float16 cannot: choose --type bf16 or f32"
+    most, other = float(np.abs(rows).max()), "f32" if type == "BF16" else "bf16 or f32"
+    return f"holds values up to {most:.3g}, which {type} cannot: choose --type {other}"
 
 
 def _to_f32(rows: NDArray[np.float32]) -> NDArray[Any]:

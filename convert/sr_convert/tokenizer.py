@@ -322,8 +322,9 @@ def _add_named_tokens(tokenizer: Tokenizer, settings: Json | None, is_qwen: bool
     usual = [f"{kind}_token" for kind in KINDS]
     names.sort(key=lambda name: usual.index(name) if name in usual else len(usual))
     special = {content: True for name in names if (content := _content(settings[name]))}
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    for entry in extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else []:
+    own = settings.get("model_specific_special_tokens")
+    special |= {content: True for entry in _entries(own) if (content := _content(entry))}
+    for entry in _entries(settings.get("extra_special_tokens") or settings.get("additional_special_tokens")):
         if content := _content(entry):
             by_itself = entry.get("special") is True if isinstance(entry, dict) else True
             special.setdefault(content, by_itself or is_qwen)
@@ -381,6 +382,13 @@ def _added_token(entry: object) -> AddedToken | None:
         normalized=entry.get("normalized", not special) is True,
         special=special,
     )
+
+
+def _entries(named: object) -> list[object]:
+    """Tokens in tokenizer_config.json that are a list, or a table by their purposes."""
+    if isinstance(named, dict):
+        return list(named.values())
+    return named if isinstance(named, list) else []
 
 
 def _content(entry: object) -> str | None:
@@ -588,7 +596,7 @@ def _chat_templates(folder: Path, settings: Json | None) -> dict[str, str]:
 
 def _named_templates(value: object) -> dict[str, str]:
     if isinstance(value, str):
-        return {"default": value}
+        return {"default": value} if value else {}
     templates = {}
     for entry in value if isinstance(value, list) else []:
         if not isinstance(entry, dict):

@@ -46,6 +46,18 @@ def num_bytes(tensors: Sequence[PlannedTensor]) -> int:
 # --- whole or not at all -------------------------------------------------------------------------------
 
 
+def check_out(out: Path, *, force: bool) -> None:
+    """Raises: UsageError: no file can have that name, or one has it and is not to be replaced."""
+    if out.is_dir():
+        raise UsageError(f"{out}: this is a directory: name a file in it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: there is no such directory: make it first")
+    if out.exists() and not force:
+        raise UsageError(f"{out}: there is such a file already: name another, or replace it with --force")
+    if out.is_file() and not _is_replaceable(out):
+        raise UsageError(f"{out}: this file is no GGUF, and is not replaced: name another")
+
+
 @contextmanager
 def workshop(out: Path, room: int) -> Iterator[Path]:
     """A folder for the files that `out` is made of, on the same disk; gone afterwards.
@@ -75,12 +87,13 @@ def workshop(out: Path, room: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(made: Path, out: Path) -> None:
+def publish(made: Path, out: Path, *, force: bool) -> None:
     """Give a file of the workshop its name, lastingly.
 
     Raises:
-        UsageError: it cannot have it.
+        UsageError: it cannot have it; without `force` also if another got it meanwhile.
     """
+    check_out(out, force=force)
     try:
         os.replace(made, out)
     except OSError as error:
@@ -133,6 +146,15 @@ def _literal(name: str) -> str:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
+
+
+def _is_replaceable(out: Path) -> bool:
+    """A slip of the hand must not cost a checkpoint its weights."""
+    try:
+        with out.open("rb") as file:
+            return file.read(4) in (b"GGUF", b"")
+    except OSError as error:
+        raise UsageError(f"{out}: the file cannot be read: {error.strerror or error}") from None
 
 
 # --- one file ------------------------------------------------------------------------------------------

@@ -295,6 +295,7 @@ def other_words(found: dict[str, Any]) -> None:
 
 
 UP = "model.layers.0.mlp.up_proj.weight"
+WINDOW = {"use_sliding_window": True, "sliding_window": 64, "layer_types": None, "max_window_layers": 0}
 CHECKPOINTS = (
     Case("no folder", lambda folder: folder / "nowhere", "there is no such folder", CONVERT[:2]),
     Case("a file", content(b"GGUF"), "this is a file: name the folder", CONVERT[:2]),
@@ -319,7 +320,7 @@ CHECKPOINTS = (
     Case("more layers", checkpoint(config(num_hidden_layers=3)), "model.layers.2.", CONVERT),
     Case("fewer layers", checkpoint(config(num_hidden_layers=1)), "model.layers.1.", CONVERT),
     Case("GPTQ", checkpoint(config(quantization_config={"quant_method": "gptq"})), "(gptq)", CONVERT),
-    Case("a window", checkpoint(config(use_sliding_window=True, sliding_window=64)), "window of 64", CONVERT),
+    Case("a window", checkpoint(config(**WINDOW)), "window of 64", CONVERT),
     Case("another activation", checkpoint(config(hidden_act="relu")), "'relu'", CONVERT),
     Case(
         "an unknown rope",
@@ -382,6 +383,14 @@ CHECKPOINTS = (
         "parts of a checkpoint",
         CONVERT,
     ),
+    Case(
+        "layers without number",
+        checkpoint(config(num_hidden_layers=2**31 - 1)),
+        "2,147,483,647 layers",
+        CONVERT,
+    ),
+    Case("an epsilon that is none", checkpoint(config(rms_norm_eps="small")), "rms_norm_eps", CONVERT),
+    Case("no context", checkpoint(config(max_position_embeddings=0)), "max_position_embeddings", CONVERT),
     Case("no tokenizer", checkpoint(without("tokenizer.json")), "tokenizer.json", CONVERT),
     Case("SentencePiece", checkpoint(sentencepiece), "SentencePiece", CONVERT),
     Case(

@@ -19,7 +19,7 @@ from sr_convert.checkpoint import open_checkpoint
 from sr_convert.convert import Request, convert
 from sr_convert.lora import read_adapter
 from sr_edge.adapter_header import read_adapter_header
-from sr_edge.errors import ModelError
+from sr_edge.errors import ModelError, UsageError
 from sr_edge.gguf_header import read_header
 from sr_edge.llama import Llama
 
@@ -31,6 +31,19 @@ IDS = list(range(7, 31))
 def write(base: Path, adapter: Path, out: Path, type: Literal["f32", "f16"] = "f32") -> Path:
     write_adapter(open_checkpoint(base), read_adapter(adapter), out, type, lambda done, whole: None)
     return out
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", layers=1)
+    adapter, out = make_adapter(base, tmp_path / "adapter"), tmp_path / "adapter.gguf"
+    out.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="replace it with --force"):
+        write(base, adapter, out)
+    assert out.read_bytes() == b"mine"
+    with pytest.raises(UsageError, match="there is no such directory"):
+        write(base, adapter, tmp_path / "nowhere" / "adapter.gguf")
+    with pytest.raises(UsageError, match="this is a directory"):
+        write(base, adapter, tmp_path)
 
 
 def ours(model: Path, lora: Path | None) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tests.convert.making import make_checkpoint
 
-from sr_convert.checkpoint import Checkpoint, open_checkpoint, read_header
+from sr_convert.checkpoint import Checkpoint, cached_origin, name_of, open_checkpoint, read_header
 from sr_edge.errors import ModelError
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -122,10 +122,55 @@ def test_a_file_that_shrinks_meanwhile_is_no_crash(folder: Path) -> None:
         checkpoint.rows(EMBEDDING, 0, 1)
 
 
+@pytest.mark.parametrize(
+    "kinds", [{"max_window_layers": 2}, {"max_window_layers": 0, "layer_types": ["full_attention"] * 2}]
+)
+def test_a_window_that_no_layer_has_is_none(folder: Path, kinds: dict[str, Any]) -> None:
+    """As transformers gives it to the layers from `max_window_layers` on, unless `layer_types` says which."""
+    window = {"layer_types": None, "use_sliding_window": True, "sliding_window": 64}
+    assert open_checkpoint(reconfigured(folder, **window | kinds)).architecture == "qwen2"
+    other = {"max_window_layers": 1, "layer_types": None}
+    assert "a window of 64 tokens" in said(reconfigured(folder, **other))
+    other = {"max_window_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+    assert "a window of 64 tokens" in said(reconfigured(folder, **other))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_repository_in_the_hubs_cache_is_known(folder: Path, tmp_path: Path) -> None:
+    """Its folder is named by the commit, and its files are links."""
+    repo = tmp_path / "hub" / "models--some--Model--1B"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for path in folder.iterdir():
+        path.rename(repo / "blobs" / f"of-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/of-{path.name}")
+    assert open_checkpoint(snapshot).shapes
+    assert cached_origin(snapshot) == f"some/Model--1B@{COMMIT}"
+    assert name_of(snapshot) == "Model--1B"
+    link = tmp_path / "mine"
+    link.symlink_to(snapshot)
+    assert name_of(link) == "Model--1B"
+
+
+def test_every_other_folder_is_called_by_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cached_origin(folder) is None
+    (tmp_path / "link").symlink_to(folder)
+    assert name_of(tmp_path / "link") == "link"
+    monkeypatch.chdir(folder)
+    assert name_of(Path()) == "copy"
+
+
 # --- what is refused -------------------------------------------------------------------------------------
 
 
 def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    assert "no such folder: name the folder of a checkpoint" in said(tmp_path / "nowhere")
+    assert said(Path("Qwen/Qwen3-0.6B")).endswith("by: sr-edge models pull Qwen/Qwen3-0.6B")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "there is no such folder" in said(tmp_path / "nothing")
@@ -158,10 +203,14 @@ def test_what_is_no_checkpoint(folder: Path, tmp_path: Path) -> None:
         ({"num_hidden_layers": 3}, "the tensor model.layers.2.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 1}, "by config.json the model has 1 layers"),
         ({"num_attention_heads": 5, "num_key_value_heads": 2}, "5 attention heads cannot share 2"),
+        ({"num_key_value_heads": None}, "4 attention heads cannot share 32"),  # transformers' for Qwen
         ({"head_dim": 32}, "4 heads of 32 are not the hidden size of 64"),
         ({"num_key_value_heads": 4}, "k_proj.bias has the shape 32, by config.json it has 64"),
         ({"hidden_act": "gelu"}, "the activation is 'gelu'"),
-        ({"use_sliding_window": True, "sliding_window": 256}, "attends within a window of 256 tokens"),
+        (
+            {"use_sliding_window": True, "sliding_window": 256, "layer_types": None, "max_window_layers": 1},
+            "attends within a window of 256 tokens",
+        ),
         ({"partial_rotary_factor": 0.5}, "only a part of each head is rotated"),
         ({"is_causal": False}, "the model is no decoder"),
         ({"vocab_size": 1000}, "x 64, by config.json it has 1000 x 64"),

@@ -177,6 +177,17 @@ def test_the_adapters_own_tokenizer_is_the_one_it_was_trained_with(tmp_path: Pat
         assert model.markers.open_ids == (token_ids(adapter)[OPEN],)
 
 
+def test_a_repository_in_the_hubs_cache_keeps_its_name(checkpoint: Path, tmp_path: Path) -> None:
+    name = "DeepSeek-R1-Distill-Qwen-1.5B-GRPO-SpeculativeReasoner"
+    folder = tmp_path / f"models--akhauriyash--{name}" / "snapshots" / ("0" * 40)
+    shutil.copytree(checkpoint, folder)
+    made(folder, tmp_path / "model.gguf")
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["sr_edge.source"].contents() == f"akhauriyash/{name}@{'0' * 40}"
+    assert fields["sr_edge.markers.form"].contents() == "text"
+    assert "0000" not in fields["general.name"].contents()
+
+
 def test_widths_that_blocks_do_not_divide_are_told(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", hidden=80, inner=96)
     notices = made(folder, tmp_path / "model.gguf", "q8_0").notices
@@ -204,7 +215,10 @@ def test_what_cannot_be_meant(checkpoint: Path, tmp_path: Path) -> None:
     out.write_bytes(b"mine")
     with pytest.raises(UsageError, match="replace it with --force"):
         made(checkpoint, out)
+    with pytest.raises(UsageError, match="this file is no GGUF, and is not replaced"):
+        made(checkpoint, out, force=True)
     assert out.read_bytes() == b"mine"
+    out.write_bytes(b"GGUF, an older one")
     made(checkpoint, out, force=True)
     assert read_header(out).architecture == "qwen2"
 

@@ -80,6 +80,7 @@ def test_every_bfloat16_becomes_itself_and_the_nearest_float16() -> None:
     values = bits.view(np.float32)
     values = values[np.isfinite(values)]
     assert packed(values[None], "BF16") == (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    values = values[np.abs(values) < values.max()]  # half a step beyond the largest is too much
     halfway = (values.view(np.uint32) | 0x8000).view(np.float32)[None]  # to the even one of two
     assert packed(halfway, "BF16") == quantize(halfway, GGMLQuantizationType.BF16).tobytes()
     values = values[np.abs(values) < 65520]  # the first that float16 cannot hold
@@ -148,9 +149,22 @@ def test_values_that_float16_cannot_hold_are_refused_with_a_type_that_can() -> N
     values = np.full((1, 32), 65519.0, np.float32)
     packed(values, "F16")
     values[0, 3] = -70000
-    with pytest.raises(ModelError, match=r"up to 7e\+04, which float16 cannot: choose --type bf16 or f32"):
+    with pytest.raises(ModelError, match=r"up to 7e\+04, which F16 cannot: choose --type bf16 or f32"):
         packed(values, "F16")
     packed(values, "BF16")
+
+
+@pytest.mark.parametrize(
+    ("type", "most", "more"), [("Q8_0", 8321039.5, 8321040.0), ("BF16", 3.3895314e38, 3.3961776e38)]
+)
+def test_the_largest_value_that_a_type_holds(type: PackedType, most: float, more: float) -> None:
+    values = np.ones((2, 32), np.float32)
+    values[1, 3] = -most
+    packed(values, type)
+    packed(values * 0 + most, "F32")
+    values[1, 3] = more
+    with pytest.raises(ModelError, match=f"which {type} cannot: choose --type"):
+        packed(values, type)
 
 
 # --- the plan --------------------------------------------------------------------------------------------

@@ -118,6 +118,20 @@ def test_tokens_that_only_the_settings_name_are_added_as_transformers_adds_them(
     assert words.types[words.ids["<think>"]] is TokenType.CONTROL, "Qwen's class makes a named one special"
 
 
+def test_named_tokens_of_a_kind_of_its_own_are_added_too(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "qwen3")
+    settings(folder, model_specific_special_tokens={"image_token": "<img>", "none": None})
+    words = words_of(folder)
+    assert words.types[words.ids["<img>"]] is TokenType.CONTROL
+    assert words.ids["<img>"] == len(words.ids) - 1
+
+
+def test_an_empty_chat_template_is_none(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    settings(folder, chat_template="")
+    assert words_of(folder).templates == {}
+
+
 def test_merges_are_the_same_in_both_forms(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     pairs = words_of(folder).merges

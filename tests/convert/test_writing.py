@@ -67,7 +67,7 @@ def write(path: Path, source: Numbers | None = None, progress: Callable[[int, in
 def make(out: Path, progress: Callable[[int, int], Any] = nothing) -> None:
     with workshop(out, 0) as folder:
         write(folder / "model.gguf", progress=progress)
-        publish(folder / "model.gguf", out)
+        publish(folder / "model.gguf", out, force=True)
 
 
 def test_every_value_is_in_its_place(tmp_path: Path) -> None:
@@ -167,3 +167,14 @@ def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(UsageError, match="nothing can be written here"):
         make(tmp_path / "model.gguf")
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    with workshop(out, 0) as folder:
+        write(folder / "model.gguf")
+        out.write_bytes(b"another's")
+        with pytest.raises(UsageError, match="replace it with --force"):
+            publish(folder / "model.gguf", out, force=False)
+    assert out.read_bytes() == b"another's"
+    assert list(tmp_path.iterdir()) == [out]

@@ -54,7 +54,7 @@ _EXTRAS = {
     "convert": ("Convert a trained checkpoint to GGUF.", "convert"),
     "quantize": ("Make a GGUF on disk smaller.", "convert"),
     "train": ("Train models that ask for help.", "train"),
-    "verify": ("Compare a GGUF with the checkpoint that it was made from.", "convert"),
+    "verify": ("Compare a GGUF with its checkpoint.", "verify"),
 }
 """Entry points of our own that an extra completes: the first line of their help, and the extra."""
 
