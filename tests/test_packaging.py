@@ -86,7 +86,11 @@ def test_entry_points_lead_to_modules_in_the_wheel(installed: Path) -> None:
     entries = {(entry.group, entry.name): entry.value for entry in our_distribution(installed).entry_points}
     assert entries == {
         ("console_scripts", "sr-edge"): "sr_edge.__main__:run",
+        ("sr_edge.commands", "convert"): "sr_convert.command:convert_app",
+        ("sr_edge.commands", "quantize"): "sr_convert.command:quantize_app",
         ("sr_edge.commands", "train"): "sr_train.command:app",
+        ("sr_edge.commands", "verify"): "sr_convert.command:verify_app",
+        ("sr_edge.converters", "safetensors"): "sr_convert.pulled:convert_pulled",
     }
     for value in entries.values():
         module = installed / value.partition(":")[0].replace(".", "/")

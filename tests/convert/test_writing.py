@@ -105,7 +105,7 @@ def test_a_source_that_fails_is_heard_and_ends_every_thread(tmp_path: Path) -> N
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("broken"), MemoryError])
 def test_nothing_is_left_of_what_was_stopped(tmp_path: Path, error: Any) -> None:
     out = tmp_path / "model.gguf"
-    out.write_bytes(b"the old one")
+    out.write_bytes(b"GGUF, the old one")
 
     def stop(done: int, whole: int) -> None:
         raise error
@@ -113,13 +113,13 @@ def test_nothing_is_left_of_what_was_stopped(tmp_path: Path, error: Any) -> None
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         make(out, stop)
     assert list(tmp_path.iterdir()) == [out]
-    assert out.read_bytes() == b"the old one"
+    assert out.read_bytes() == b"GGUF, the old one"
 
 
 def test_a_file_that_is_whole_takes_the_old_ones_place(tmp_path: Path) -> None:
     out = tmp_path / "model.gguf"
-    out.write_bytes(b"the old one")
-    make(out, lambda done, whole: out.read_bytes() == b"the old one" or pytest.fail("it came too early"))
+    out.write_bytes(b"GGUF, the old one")
+    make(out, lambda done, whole: out.read_bytes() == b"GGUF, the old one" or pytest.fail("it came too early"))
     assert list(tmp_path.iterdir()) == [out]
     assert len(GGUFReader(out).tensors) == len(SHAPES)
 
