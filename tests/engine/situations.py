@@ -83,11 +83,9 @@ def opened(
         engine.close()
 
 
-def long_prompt() -> list[Message]:
-    """As long as the context nearly allows."""
-    turns = [Message("user", HARD[n]) for n in range(9)]
-    answers = [Message("assistant", HARD[-1])] * 8
-    return [*(one for pair in zip(turns, answers, strict=False) for one in pair), turns[-1]]
+def long_prompt(times: int = 1) -> list[Message]:
+    """As long as the context nearly allows, or so many times that. One question: the pair hears no other."""
+    return [Message("user", " ".join([*HARD[:9], *HARD[-1:] * 11] * times))]
 
 
 def endpoint(*ops: Any) -> FaultEndpoint:

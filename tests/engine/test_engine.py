@@ -176,7 +176,7 @@ def test_what_the_pair_was_not_made_for_is_not_gone_on_with_and_nothing_of_it_is
 
 def test_a_prompt_that_does_not_fit_is_an_error_and_the_child_lives_on(running):
     engine, ear = running
-    number = engine.answer([*long_prompt(), *long_prompt(), *long_prompt()])
+    number = engine.answer(long_prompt(3))
     assert "the context holds 1024" in ear.answered(number).error
     assert fold(ask(engine, ear)).finish == "stop"
 
