@@ -118,8 +118,9 @@ def test_nothing_is_left_of_what_was_stopped(tmp_path: Path, error: Any) -> None
 
 def test_a_file_that_is_whole_takes_the_old_ones_place(tmp_path: Path) -> None:
     out = tmp_path / "model.gguf"
-    out.write_bytes(b"GGUF, the old one")
-    make(out, lambda done, whole: out.read_bytes() == b"GGUF, the old one" or pytest.fail("it came too early"))
+    old = b"GGUF, the old one"
+    out.write_bytes(old)
+    make(out, lambda done, whole: out.read_bytes() == old or pytest.fail("it came too early"))
     assert list(tmp_path.iterdir()) == [out]
     assert len(GGUFReader(out).tensors) == len(SHAPES)
 
