@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sr_edge.errors import UsageError
+from sr_convert.writing import check_out
 from sr_edge.quantizer import TYPES, Progress, Quantized, quantize
 
 _NAMED_TYPE = re.compile(rf"[-._](?:{'|'.join(TYPES)})$", re.IGNORECASE)
@@ -41,8 +41,7 @@ def quantize_file(
     Raises:
         EdgeError
     """
-    if target.exists() and not force and not target.is_dir():
-        raise UsageError(f"{target}: there is such a file already: name another, or replace it with --force")
+    check_out(target, force=force)
     quantized = quantize(
         source,
         target,

@@ -32,6 +32,11 @@ def test_a_file_is_replaced_when_asked_to_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="such a file already: name another, or replace it with --force"):
         quantize_file(source, target, "Q8_0")
     assert target.read_text() == "mine"
+    target.write_bytes(b"somebody's weights")
+    with pytest.raises(UsageError, match="no GGUF, and is not replaced"):
+        quantize_file(source, target, "Q8_0", force=True)
+    assert target.read_bytes() == b"somebody's weights"
+    target.write_bytes(b"GGUF, an older one")
     done = quantize_file(source, target, "Q8_0", force=True)
     assert read_header(target).file_size == done.quantized.size
     assert done.notices == ()
