@@ -132,7 +132,7 @@ def test_a_run_cut_off_and_resumed_ends_with_the_same_weights(
 
 def test_a_model_that_knows_nothing_is_marked_wrong_everywhere(tokenizer: DemoTokenizer) -> None:
     layouts = [layout(tokenizer, each) for each in problems(4, 10)]
-    marks = measure(new_model(PLAN, tokenizer, seed=0), layouts, num_rows=4)
+    marks = measure(new_model(PLAN, tokenizer, seed=0).all_logits, layouts, num_rows=4)
     assert [len(mark.is_right) for mark in marks] == [len(each.spans) for each in layouts]
     assert rates(layouts, marks).whole == 0.0
 

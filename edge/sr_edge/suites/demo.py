@@ -83,6 +83,12 @@ def solution_text(problem: Problem) -> str:
     return given + "".join(f"{step.lead}{step.span}.\n" for step in problem.steps)
 
 
+def wording(step: Step) -> str:
+    """How the step's sentence is worded: "gives more so" for "Tom gives her 93 more, so"."""
+    left_out = {*_THINGS, *_CONTAINERS, "she", "he", "her", "him"}
+    return " ".join(word for word in re.findall(r"\b[a-z]+\b", step.quote) if word not in left_out)
+
+
 def is_correct(problem: Problem, boxed: str | None) -> bool:
     """Whether the content of the last box is the answer; None says that there was no box."""
     return boxed is not None and boxed.strip() == problem.answer

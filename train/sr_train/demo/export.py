@@ -41,15 +41,16 @@ def write_gguf(
     tensors: Mapping[str, Tensor],
     shape: ModelShape,
     tokenizer: DemoTokenizer,
-    role: Role,
+    role: Role | Literal["base"],
     hand_back: HandBack | None = None,
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
 ) -> None:
     """Write tensors under transformers' Qwen2 names (`model.hf_state_dict`) to path.
 
     Args:
-        hand_back: for the small model, whose file names the markers; None for the big one, which never
-            sees them.
+        role: `base` is the small model before it was taught to ask.
+        hand_back: for the small model, whose file names the markers; None for the others, which have never
+            seen them.
         quantization: of the matrices; norms and biases stay float32.
     """
     writer = gguf.GGUFWriter(path, "qwen2")

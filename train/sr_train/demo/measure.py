@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sr_edge.suites.demo import Kind
 from sr_train.demo.data import Layout
-from sr_train.demo.model import Decoder
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,17 @@ class Marks:
 
 
 def measure(
-    model: Decoder,
+    logits: Callable[[Tensor], Tensor],
     layouts: Sequence[Layout],
     num_rows: int = 32,
     report: Callable[[int], None] = lambda _: None,
 ) -> list[Marks]:
-    """Marks in the order of layouts. report gets the number of problems done so far."""
+    """Marks in the order of layouts.
+
+    Args:
+        logits: the model: ids (B, T), padded on the right -> (B, T, vocabulary).
+        report: gets the number of problems done so far.
+    """
     order = sorted(range(len(layouts)), key=lambda index: len(layouts[index].ids))
     marks: dict[int, Marks] = {}
     for start in range(0, len(order), num_rows):
@@ -38,7 +43,7 @@ def measure(
         longest = max(len(layouts[index].ids) for index in chosen)
         ids = torch.tensor([layouts[i].ids + [0] * (longest - len(layouts[i].ids)) for i in chosen])
         with torch.no_grad():
-            greedy = model.logits(model(ids)).argmax(-1).tolist()  # (B, T)
+            greedy = logits(ids).argmax(-1).tolist()  # (B, T)
         marks.update((index, _marks(layouts[index], row)) for index, row in zip(chosen, greedy, strict=True))
         report(len(marks))
     return [marks[index] for index in range(len(layouts))]

@@ -66,6 +66,10 @@ class Decoder(nn.Module):
         """(..., hidden) -> (..., vocab). Separate, since the loss needs few of the positions."""
         return F.linear(hidden, self.embed.weight)
 
+    def all_logits(self, ids: Tensor) -> Tensor:
+        """ids: (B, T) -> (B, T, vocab)."""
+        return self.logits(self(ids))
+
 
 class _Block(nn.Module):
     def __init__(self, shape: ModelShape) -> None:

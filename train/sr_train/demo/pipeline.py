@@ -37,7 +37,9 @@ class Report:
 def make_demo_pair(
     out: Path, seed: int, steps_scale: float, is_fresh: bool, report: Callable[[Report], None]
 ) -> None:
-    """Leave small.gguf, big.gguf and their passports in out. Goes on from whatever a cut-off run left there.
+    """Leave small.gguf, big.gguf, their passports and base.gguf in out.
+
+    Goes on from whatever a cut-off run left there.
 
     Raises:
         UsageError: out holds a run of another recipe or seed.
@@ -54,6 +56,7 @@ def make_demo_pair(
     for role in ROLES:
         shutil.copyfile(out / role / f"{role}.gguf", out / f"{role}.gguf")
         write_passport(out, role, recipe, DemoTokenizer.load(tokenizer_path), seed)
+    shutil.copyfile(out / "small" / "base.gguf", out / "base.gguf")
 
 
 def _clear(out: Path) -> None:
@@ -62,6 +65,7 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / role, ignore_errors=True)
         (out / f"{role}.gguf").unlink(missing_ok=True)
         (out / f"{role}.toml").unlink(missing_ok=True)
+    (out / "base.gguf").unlink(missing_ok=True)
     (out / "tokenizer.json").unlink(missing_ok=True)
     (out / "run.json").unlink(missing_ok=True)
 

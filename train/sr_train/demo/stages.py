@@ -1,7 +1,7 @@
 """What one model goes through, from nothing to its GGUF, each stage leaving a file that ends it.
 
     big     pretrain -> export
-    small   pretrain -> mark the steps that it fails, and fine-tune (sft) -> export
+    small   pretrain -> export as base -> mark the steps that it fails, and fine-tune (sft) -> export
 
 A stage whose file is there is not run again; a stage that was cut off goes on from its checkpoint.
 """
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -57,15 +58,14 @@ class Stages:
         model = new_model(self._recipe.pretraining(self._role), self._tokenizer, self._seed)
         self._stage("pretrain", model, self._pretrain)
         if self._role == "small":
+            self._export(model, "base")
             self._stage("sft", model, self._sft)
-        write_gguf(
-            self._folder / f"{self._role}.gguf",
-            hf_state_dict(model),
-            model.shape,
-            self._tokenizer,
-            self._role,
-            self._recipe.hand_back if self._role == "small" else None,
-        )
+        self._export(model, self._role)
+
+    def _export(self, model: Decoder, role: Role | Literal["base"]) -> None:
+        hand_back = self._recipe.hand_back if role == "small" else None
+        path = self._folder / f"{role}.gguf"
+        write_gguf(path, hf_state_dict(model), model.shape, self._tokenizer, role, hand_back)
 
     def _stage(self, name: str, model: Decoder, run: Callable[[str, Decoder], Done]) -> None:
         """Run a stage, or load what it left. The record comes last: it says that the weights are whole."""
@@ -86,7 +86,7 @@ class Stages:
         )
         drawn = problems(self._recipe.evaluation_seed, self._recipe.num_evaluated)
         layouts = [layout(self._tokenizer, each) for each in drawn]
-        return Done(spent, rates(layouts, measure(model, layouts)))
+        return Done(spent, rates(layouts, measure(model.all_logits, layouts)))
 
     def _sft(self, name: str, model: Decoder) -> Done:
         checkpoint_path = self._folder / f"{name}.checkpoint"
@@ -106,7 +106,11 @@ class Stages:
         path = self._folder / "failures.json"
         if not path.exists():
             report = self._reporter("measure")
-            marks = measure(model, layouts, report=lambda num: report(Progress(num, len(layouts), 0.0)))
+
+            def done(num: int) -> None:
+                report(Progress(num, len(layouts), 0.0))
+
+            marks = measure(model.all_logits, layouts, report=done)
             record = {"rates": asdict(rates(layouts, marks)), "is_right": [mark.is_right for mark in marks]}
             partial_path = path.with_suffix(".partial")
             partial_path.write_text(json.dumps(record), "utf-8")

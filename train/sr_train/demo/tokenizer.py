@@ -5,7 +5,7 @@ The added tokens follow the trained entries, in the order of `ADDED_TOKENS`.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +73,7 @@ class DemoTokenizer:
 
 def train_tokenizer(seed: int, num_entries: int = 768, num_problems: int = 4_000) -> DemoTokenizer:
     """num_entries counts the added tokens too. Fewer come back if the task's words need fewer merges."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _cut_as_qwen2(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=num_entries - len(ADDED_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -87,6 +83,27 @@ def train_tokenizer(seed: int, num_entries: int = 768, num_problems: int = 4_000
     rng = training_rng(seed, "tokenizer")
     drawn = (problem(rng) for _ in range(num_problems))
     tokenizer.train_from_iterator((piece for each in drawn for piece in plain_pieces(each)), trainer)
+    return _with_added(tokenizer)
+
+
+def assembled_tokenizer(tokens: Sequence[str], merges: Sequence[str]) -> DemoTokenizer:
+    """The tokenizer whose entries these are, by id, the added ones last: as a GGUF holds them."""
+    trained = tokens[: len(tokens) - len(ADDED_TOKENS)]
+    vocabulary = {token: index for index, token in enumerate(trained)}
+    pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
+    return _with_added(_cut_as_qwen2(models.BPE(vocab=vocabulary, merges=pairs)))
+
+
+def _cut_as_qwen2(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _with_added(tokenizer: Tokenizer) -> DemoTokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False) for token in USER_TOKENS])
     return DemoTokenizer(tokenizer)
