@@ -194,7 +194,7 @@ class GrpoPart:
     """Reinforcement learning with rollouts that really ask."""
 
     num_prompts: int = 8
-    """Problems a step."""
+    """Problems a step, of each process."""
     num_generations: int = 8
     """Rollouts of each."""
     decisions_only: bool = False
@@ -208,6 +208,8 @@ class EvaluatePart:
     """What is measured at the end of a stage, and by `sr-edge train evaluate RECIPE`."""
 
     source: str = "demo:eval"
+    split: str = "test"
+    """Of a data set of the hub."""
     limit: int | None = 500
     arms: tuple[str, ...] = ("small", "big", "split", "random")
     samples: int = 1
@@ -404,6 +406,9 @@ def _check(recipe: Recipe) -> None:
     reward, rollout, grpo = recipe.reward, recipe.rollout, recipe.grpo
     ranges = (
         (0 <= reward.lam < 1, f"reward.lam = {reward.lam}: from 0 to below 1, so that right beats wrong"),
+        (0 <= reward.malformed < 1, f"reward.malformed = {reward.malformed}: from 0 to below 1, likewise"),
+        (reward.explore >= 0 and reward.never_asked >= 0, "reward.explore and never_asked: 0 or more"),
+        (reward.dual_rate > 0, f"reward.dual_rate = {reward.dual_rate}: above 0"),
         (0 < recipe.handback.tau < 1, f"handback.tau = {recipe.handback.tau}: between 0 and 1"),
         (recipe.handback.min_span >= 0, "handback.min_span: 0 or more"),
         (0 <= rollout.remote_dropout < 1, f"rollout.remote_dropout = {rollout.remote_dropout}: below 1"),
