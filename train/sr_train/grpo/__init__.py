@@ -1,0 +1,1 @@
+"""Reinforcement learning of when to ask, on rollouts that really ask, through TRL's GRPOTrainer."""
