@@ -5,6 +5,7 @@
     ├── ModelError          4     a model file is missing or unusable
     │   └── MarkerError     4     its markers are not what its metadata says
     ├── RemoteError         3     the large model failed where no fallback was allowed
+    │   └── CompletionError 3     (`remote.chatting`) a question got no reply
     ├── HubError            3     (`hub`) the hub cannot be reached
     ├── HistoryError        1     (`store`) the history cannot be read or written
     └── GenerationError     1     the local model could not go on

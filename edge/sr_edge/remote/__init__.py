@@ -15,6 +15,7 @@ and how it is done:
     asking     one span, on a thread that nobody waits for       errand     questions of our own
     receiving  the reply that a span comes in, as `arrivals`     hearing    the reply to such a question
     stopping   whether hanging up stops the server               deadlines  how long all of it may take
+    chatting   a question and its whole reply, from any thread: no span of an answer
 
 `rehearsal` shows what would leave. `local_gguf` runs a second GGUF in this process and opens no socket.
 Nothing is imported here: who needs no network never loads httpx.
