@@ -102,7 +102,7 @@ class LlamaLocal:
         kv_type: KvType = "f16",
         lora: Path | None = None,
         progress: Callable[[float], None] | None = None,
-    ) -> LlamaLocal:
+    ) -> Self:
         """Load a model.
 
         Args:
@@ -130,12 +130,9 @@ class LlamaLocal:
             progress=progress,
         )
         try:
-            if settings.temperature > 0:
-                seed = secrets.randbelow(_NUM_SEEDS) if settings.seed is None else settings.seed
-                llama.set_sampler(
-                    temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, seed=seed
-                )
-            return cls(_Model.of(llama, header), sequence=0, parent=None, greedy=settings.temperature == 0)
+            local = cls(_Model.of(llama, header), sequence=0, parent=None, greedy=True)
+            local.choose(settings)
+            return local
         except BaseException:
             llama.close()
             raise
@@ -224,6 +221,25 @@ class LlamaLocal:
             raise GenerationError("every token is forbidden here: allow one")
         self._ids.append(id)
         return Sampled(id, float(logits[id]) - log_z)
+
+    def entropy(self) -> float:
+        """Of the next token, in nats, before temperature and truncation. The cursor does not move."""
+        self._check_open()
+        self._need_logits()
+        logits = self._llama.logits()
+        log_z = self._model.log_normaliser(logits)
+        probabilities = np.exp(logits - log_z)
+        return log_z - float(np.dot(probabilities, np.where(probabilities > 0, logits, 0)))
+
+    def choose(self, settings: SamplerSettings) -> None:
+        """Sample so from here on; with a seed, from random numbers that begin anew."""
+        self._check_open()
+        self._greedy = settings.temperature == 0
+        if not self._greedy:
+            seed = secrets.randbelow(_NUM_SEEDS) if settings.seed is None else settings.seed
+            self._llama.set_sampler(
+                temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, seed=seed
+            )
 
     def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
         """Raises:

@@ -33,7 +33,7 @@ from sr_edge.errors import (
     StoppedError,
     UsageError,
 )
-from sr_edge.local import LlamaLocal
+from sr_edge.local import LlamaLocal, SamplerSettings
 from sr_edge.markers import OPEN
 from sr_edge.passport import demo_paths
 from sr_edge.roles import Message
@@ -220,6 +220,34 @@ def test_the_logprob_is_the_models_own(tiny: Path, fresh: LlamaLocal) -> None:
         sampled = model.sample(banned=[int(logits.argmax())])
         expected = logits[sampled.id] - logits.max() - math.log(np.exp(logits - logits.max()).sum())
         assert sampled.logprob == pytest.approx(expected, abs=1e-5)
+
+
+def test_settings_chosen_later_are_those_of_opening(tiny: Path, small: LlamaLocal) -> None:
+    def written(model: LlamaLocal) -> list[int]:
+        model.rewind(0)
+        model.feed([1, 2, 3])
+        return [model.sample().id for _ in range(12)]
+
+    greedy = written(small)
+    seeded = SamplerSettings(temperature=1.5, top_p=1.0, top_k=0, seed=5)
+    with LlamaLocal.open(tiny, temperature=1.5, top_p=1.0, top_k=0, seed=5) as model:
+        expected = written(model)
+        assert written(model) != expected  # the numbers went on
+        model.choose(seeded)
+        assert written(model) == expected
+        model.choose(SamplerSettings(temperature=0))
+        assert written(model) == greedy
+
+
+def test_entropy_is_that_of_the_next_token(small: LlamaLocal) -> None:
+    small.feed([1, 2, 3])
+    logits = logits_of(small).astype(np.float64)
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    assert small.entropy() == pytest.approx(-(p * np.log(p)).sum(), abs=1e-4)
+    assert list(small.ids) == [1, 2, 3]
+    likeliest = small.sample().id
+    assert likeliest == logits.argmax()
 
 
 def test_forbidden_tokens_are_never_sampled(tiny: Path) -> None:
