@@ -1,7 +1,5 @@
 """Marks on the demo task: measured failures, and the opinions of a judge that is wrong in a known share."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from sr_train.demo.marking import (
     training_problems,
 )
 from sr_train.demo.tokenizer import DemoTokenizer
+from sr_train.demo.workings import split_workings
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +65,23 @@ def test_a_judge_is_wrong_about_wordings_not_by_chance_alone(measured: list[Mark
     rates = [sum(each) / len(each) for each in wrong.values() if len(each) >= 20]
     assert min(rates) < 0.2
     assert max(rates) > 0.7
+
+
+def test_workings_are_the_steps_of_a_solution(measured: list[MarkedProblem]) -> None:
+    for each in measured:
+        trace = strip_markers(each.text)
+        steps = split_workings(trace)
+        assert "".join(trace[step.start : step.end] for step in steps) == trace
+        workings = [trace[step.start : step.end] for step in steps if step.is_markable]
+        assert workings == [step.span for step in each.problem.steps]
+
+
+def test_what_a_judge_misses_is_read_and_not_learned(measured: list[MarkedProblem]) -> None:
+    missed = 0
+    for each, truth in zip(by_opinion(measured, 0.3, seed=1), measured, strict=True):
+        steps = zip(each.problem.steps, each.is_marked, truth.is_marked, strict=True)
+        expected = [step.span for step, marked, failed in steps if failed and not marked]
+        assert [each.text[start:end] for start, end in each.unlearned] == expected
+        missed += len(expected)
+    assert missed > 20
+    assert not any(each.unlearned for each in measured)

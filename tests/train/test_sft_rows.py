@@ -266,3 +266,21 @@ def test_a_line_that_is_no_row_is_named(line, message, tmp_path):
 def test_a_file_that_is_missing_says_how_to_make_it(tmp_path):
     with pytest.raises(UsageError, match="sr-edge train annotate"):
         list(read_annotated(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize("local_share", [0.0, 0.999999])
+def test_unlearned_parts_are_read_and_have_no_loss(true_tokenizer, local_share: float) -> None:
+    words = Vocabulary(true_tokenizer)
+    text = "First 12 and so. <bigmodel>hard step</bigmodel> Then 345 é more; the end."
+    start = text.index("345")
+    plain = AnnotatedRow("a", "What?", "1", text)
+    part = AnnotatedRow("a", "What?", "1", text, ((start, start + 5),))
+    maker = RowMaker(words, 1, 2, 3, "train", local_share)
+    whole, less = maker.row(plain), maker.row(part)
+    assert whole.input_ids == less.input_ids
+    ids = whole.input_ids
+    changed = [n for n in range(len(ids)) if whole.labels[n] != less.labels[n]]
+    assert {less.labels[n] for n in changed} == {IGNORED}
+    read = b"".join(words.piece(ids[n]) for n in changed).decode()
+    assert "345 é" in read
+    assert len(read) <= len("345 é") + 4  # tokens that only touch it are left out too

@@ -13,14 +13,29 @@ import torch
 import trl.generation.vllm_generation as trl_vllm
 from tests.train.segment_models import CheckpointSegments
 from tests.train.test_segments import CONTEXT, QUESTION, AtOnce, HashBig, Tiny, engine_of, timeless
+from transformers import AutoModelForCausalLM
 
 from accelerate import Accelerator
 from sr_edge.errors import UsageError
 from sr_edge.roles import Limits, Message
+from sr_train.demo.checkpoint import demo_checkpoint
+from sr_train.grpo.training import train_grpo
+from sr_train.problems import read_problems
+from sr_train.recipe import (
+    BigPart,
+    DataPart,
+    GrpoPart,
+    LogPart,
+    ModelPart,
+    Recipe,
+    RewardPart,
+    RolloutPart,
+)
 from sr_train.rollout.engine import BatchedEngine
 from sr_train.rollout.requests import Rollout, RolloutRequest
 from sr_train.rollout.segments import Segment, SegmentEngine, SegmentError, SegmentRequest, Terms
 from sr_train.rollout.vllm import VllmEngine, VllmSegments
+from sr_train.run import RunFolder, read_metrics
 
 KNOWN = {
     "n", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "max_tokens", "logprobs",
@@ -42,11 +57,13 @@ def tiny(tmp_path_factory) -> Tiny:
 class PlayedLLM:
     """`vllm.LLM`, as far as TRL uses it, and its server."""
 
-    def __init__(self, tiny: Tiny) -> None:
-        self._segments = CheckpointSegments(tiny.model)
-        self._end_ids = tiny.end_ids
+    def __init__(self, model: torch.nn.Module, end_ids: Sequence[int], context: int = CONTEXT) -> None:
+        self.model = model
+        self._segments = CheckpointSegments(model)
+        self._end_ids = end_ids
+        self._context = context
         self._numbers = itertools.count()
-        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=CONTEXT))
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=context))
         self.calls: list[dict[str, Any]] = []
         self.asleep: set[str] = set()
         self.naps = 0
@@ -56,7 +73,7 @@ class PlayedLLM:
         assert set(params) <= KNOWN
         assert params["n"] == 1
         assert params["logprobs"] == 0
-        assert all(len(prompt) + params["max_tokens"] <= CONTEXT for prompt in prompts)
+        assert all(len(prompt) + params["max_tokens"] <= self._context for prompt in prompts)
         bias = {int(id): value for id, value in (params["logit_bias"] or {}).items()}
         assert all(abs(value) <= 100 for value in bias.values())
         self.calls.append({**params, "num_prompts": len(prompts)})
@@ -118,10 +135,8 @@ class PlayedServer:
         return {"model_config": {"max_model_len": CONTEXT}}
 
 
-@pytest.fixture
-def generation_of(tiny, monkeypatch):
-    """TRL's VLLMGeneration, with all its own code but the loading of vLLM."""
-    llm = PlayedLLM(tiny)
+def play(monkeypatch: pytest.MonkeyPatch, llm: PlayedLLM) -> None:
+    """From here on TRL's VLLMGeneration is all its own code, but for the loading of vLLM and its weights."""
 
     def start(self: Any) -> None:
         if self.mode == "server":
@@ -133,6 +148,7 @@ def generation_of(tiny, monkeypatch):
                 llm.sleep(2)
 
     def sync(self: Any) -> None:
+        llm.model.load_state_dict(self.model.state_dict())
         if self.mode == "colocate" and self.enable_sleep_mode:
             llm.wake_up(["weights"])
             self._llm_weights_sleeping = False
@@ -140,6 +156,12 @@ def generation_of(tiny, monkeypatch):
     monkeypatch.setattr(trl_vllm.VLLMGeneration, "_init_vllm", start)
     monkeypatch.setattr(trl_vllm.VLLMGeneration, "sync_weights", sync)
     monkeypatch.setattr(trl_vllm, "SamplingParams", SimpleNamespace, raising=False)
+
+
+@pytest.fixture
+def generation_of(tiny, monkeypatch):
+    llm = PlayedLLM(tiny.model, tiny.end_ids)
+    play(monkeypatch, llm)
 
     def make(mode: str, **options: Any) -> Any:
         return trl_vllm.VLLMGeneration(
@@ -267,6 +289,46 @@ def test_a_segment_without_log_probabilities_is_an_error(generation_of, monkeypa
             segments.generate([request])
 
 
+def test_grpo_trains_on_what_vllm_writes(tmp_path, monkeypatch):
+    """TRL's trainer around it: it gives vLLM its weights, and finds the log-probabilities where the small
+    model's tokens are, spans or not.
+    """
+    small, big = (demo_checkpoint(name, tmp_path / name) for name in ("small", "big"))
+    model = AutoModelForCausalLM.from_pretrained(small, dtype="float32").eval()
+    llm = PlayedLLM(model, [model.config.eos_token_id], 512)
+    play(monkeypatch, llm)
+    table = {
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "vllm_mode": "colocate",
+        "vllm_enable_sleep_mode": True,
+        "vllm_max_model_length": 512,
+        "save_strategy": "no",
+    }
+    made = Recipe(
+        name="played",
+        seed=5,
+        model=ModelPart(str(small), dtype="float32"),
+        data=DataPart("demo:train"),
+        rollout=RolloutPart(engine="vllm", max_tokens=130, max_span_tokens=30, max_spans=3),
+        big=BigPart(model=str(big), dtype="float32"),
+        reward=RewardPart(unit="share"),
+        grpo=GrpoPart(num_prompts=4, num_generations=4, trainer=table),
+        log=LogPart(to=()),
+    )
+    run = RunFolder.open(tmp_path / "run", made, ["test"])
+    train_grpo(made, read_problems("demo:train", limit=40), str(small), run)
+    lines = [line for line in read_metrics(run.metrics_path, "grpo") if "loss" in line]
+    print(lines)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert sum(line["offload/spans"] for line in lines) > 0.5
+    assert any(line["grad_norm"] > 0 for line in lines)
+    assert all(line["sampling/sampling_logp_difference/max"] < 1e-3 for line in lines)
+    for line in lines:  # where there are spans, TRL counts without them
+        assert (line["completions/mean_length"] < line["offload/tokens"]) == (line["offload/spans"] > 0)
+    assert llm.asleep
+
+
 # --- several processes, one vLLM ---------------------------------------------------------------------------
 
 
@@ -314,7 +376,7 @@ class SharedGeneration:
 @pytest.mark.parametrize("parts", [(3, 2), (1, 0, 4)])
 def test_processes_that_share_a_server_write_what_one_would(tiny, parts):
     """Whatever each has to write, and whoever is done first."""
-    llm, meeting = PlayedLLM(tiny), Meeting(len(parts))
+    llm, meeting = PlayedLLM(tiny.model, tiny.end_ids), Meeting(len(parts))
     written: dict[int, list[Rollout]] = {}
     errors: list[BaseException] = []
 

@@ -46,6 +46,12 @@ class MetricsCallback(TrainerCallback):
             self._log.write(state.global_step, {name: _plain(value) for name, value in logs.items()})
 
 
+def mean_loss(state: TrainerState) -> float | None:
+    """Of all that was logged, before a resumption too: the trainer's own mean counts from there on only."""
+    losses = [log["loss"] for log in state.log_history if "loss" in log]
+    return sum(losses) / len(losses) if losses else None
+
+
 def logging_arguments(
     recipe: Recipe, stage: Stage, environ: MutableMapping[str, str] = os.environ
 ) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class MarkedProblem:
 
     problem: Problem
     is_marked: tuple[bool, ...]
+    is_failed: tuple[bool, ...] = ()
+    """Of each step, whether it was measured as beyond the model, marked or not; empty if not known."""
 
     @property
     def text(self) -> str:
@@ -40,6 +42,25 @@ class MarkedProblem:
             for step, marked in zip(self.problem.steps, self.is_marked, strict=True)
         ]
         return f"{given}{''.join(lines)}{END_THINK}\n\nThe answer is \\boxed{{{self.problem.answer}}}."
+
+    @property
+    def unlearned(self) -> tuple[tuple[int, int], ...]:
+        """In `text`, the workings that are beyond the model and not marked.
+
+        As in pre-training they have no loss: the gap between the two models is one of what they were taught,
+        and a judge that misses such a step must not close it.
+        """
+        parts: list[tuple[int, int]] = []
+        at = len(f"{self.problem.given}\n") if self.problem.given else 0
+        for step, marked, failed in zip(
+            self.problem.steps, self.is_marked, self.is_failed or self.is_marked, strict=True
+        ):
+            start = at + len(step.lead)
+            if failed and not marked:
+                parts.append((start, start + len(step.span)))
+            markers = len(OPEN) + len(CLOSE) if marked else 0
+            at = start + len(step.span) + markers + len(".\n")
+        return tuple(parts)
 
 
 def training_problems(seed: int, num: int) -> list[Problem]:
@@ -78,6 +99,7 @@ def by_opinion(measured: Sequence[MarkedProblem], error: float, seed: int) -> li
                 verdict(is_hard, wording(step))
                 for step, is_hard in zip(each.problem.steps, each.is_marked, strict=True)
             ),
+            is_failed=each.is_marked,
         )
         for each in measured
     ]

@@ -31,7 +31,7 @@ from sr_train.grpo.callbacks import OffloadState, StepReport
 from sr_train.grpo.engine import Reach, batched_engine, vllm_engine
 from sr_train.grpo.rollouts import OffloadRollouts, Place, Written
 from sr_train.latency import LatencyModel
-from sr_train.metrics import MetricsCallback, logging_arguments
+from sr_train.metrics import MetricsCallback, logging_arguments, mean_loss
 from sr_train.problems import Problem
 from sr_train.recipe import BigPart, Recipe
 from sr_train.remotes import Render, open_big
@@ -120,7 +120,7 @@ def train_grpo(
                 rollouts.restore(saved)
             report(f"going on from {begun.name}")
         with _quiet():
-            result = trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+            trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
         if kept.is_spent:
             raise SpentError(
                 f"the run has cost ${rollouts.dollars:.2f}, and one more step might pass big.max_dollars = "
@@ -133,7 +133,7 @@ def train_grpo(
                 "problems": len(by_id),
                 "steps": trainer.state.global_step,
                 "dollars": rollouts.dollars,
-                "train_loss": result.training_loss,
+                "train_loss": mean_loss(trainer.state),
             }
         )
     return stage.model

@@ -33,6 +33,9 @@ class AnnotatedRow:
     answer: str
     text: str
     """Reasoning and answer as the assistant writes them, with the markers around what is difficult."""
+    unlearned: tuple[tuple[int, int], ...] = ()
+    """Parts of `text`, from character to before character, that are read and not learned, such as steps that
+    the small model is to go on leaving to others although nobody marked them. Outside of spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,12 @@ class RowMaker:
         if any(spelling in annotated.question for spelling in SPELLINGS):
             raise UsageError(f"{annotated.id}: there is a marker in the question")
         prompt = self.words.render((Message("user", annotated.question),))
-        parts = spans_apart(annotated.id, fit_opening(annotated.text, prompt.opening))
+        text = fit_opening(annotated.text, prompt.opening)
+        parts = spans_apart(annotated.id, text)
+        shift = len(text) - len(annotated.text)  # what was left out or put in is at the beginning
+        unlearned = [(start + shift, end + shift) for start, end in annotated.unlearned]
         is_local = random.Random(f"{self.seed} {annotated.id}").random() < self.local_share
-        ids, labels = self._local(parts) if is_local else self._marked(parts)
+        ids, labels = self._local(parts, unlearned) if is_local else self._marked(parts, unlearned)
         return SftRow(
             annotated.id,
             (*prompt.ids, *ids, self.end_id),
@@ -89,14 +95,16 @@ class RowMaker:
             len(prompt.ids),
         )
 
-    def _marked(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+    def _marked(
+        self, parts: Sequence[str], unlearned: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[int]]:
         ids: list[int] = []
         labels: list[int] = []
-        for index, part in enumerate(parts):
+        for (index, part), start in zip(enumerate(parts), _starts(parts), strict=True):
             piece = self.words.ordinary(part)
             if index % 2 == 0:
                 ids += piece
-                labels += piece
+                labels += self._labels(piece, part, _within(part, start, unlearned))
                 continue
             within = {
                 "mask": [IGNORED] * len(piece),
@@ -107,21 +115,45 @@ class RowMaker:
             labels += [self.open_id, *within, self.close_id]
         return ids, labels
 
-    def _local(self, parts: Sequence[str]) -> tuple[list[int], list[int]]:
+    def _local(
+        self, parts: Sequence[str], unlearned: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[int]]:
         """Tokenised in one piece, since the small model writes all of it; no loss on what a span touches."""
         text = "".join(parts)
         ids = self.words.ordinary(text)
+        left_out: list[bool] = []
+        for (index, part), start in zip(enumerate(parts), _starts(parts), strict=True):
+            left_out += [True] * len(part) if index % 2 else _within(part, start, unlearned)
+        return ids, self._labels(ids, text, left_out)
+
+    def _labels(self, ids: Sequence[int], text: str, left_out: Sequence[bool]) -> list[int]:
+        """The ids themselves, but for those that touch a character that is left out."""
+        if not any(left_out):
+            return list(ids)
         pieces = [self.words.piece(id) for id in ids]
         assert b"".join(pieces) == text.encode("utf-8", "replace")
-        inside: list[bool] = []
-        for index, part in enumerate(parts):
-            inside += [index % 2 == 1] * len(part.encode("utf-8", "replace"))
+        of_bytes: list[bool] = []
+        for character, is_left_out in zip(text, left_out, strict=True):
+            of_bytes += [is_left_out] * len(character.encode("utf-8", "replace"))
         labels: list[int] = []
         at = 0
         for id, piece in zip(ids, pieces, strict=True):
-            labels.append(IGNORED if any(inside[at : at + len(piece)]) else id)
+            labels.append(IGNORED if any(of_bytes[at : at + len(piece)]) else id)
             at += len(piece)
-        return ids, labels
+        return labels
+
+
+def _starts(parts: Sequence[str]) -> Iterator[int]:
+    """Where the parts of `spans_apart` begin in the text with its markers."""
+    at = 0
+    for index, part in enumerate(parts):
+        yield at
+        at += len(part) + len(CLOSE if index % 2 else OPEN)
+
+
+def _within(part: str, start: int, intervals: Sequence[tuple[int, int]]) -> list[bool]:
+    """Of each character of a part that begins at `start`, whether it lies in one of the intervals."""
+    return [any(a <= at < b for a, b in intervals) for at in range(start, start + len(part))]
 
 
 def spans_apart(id: str, text: str) -> list[str]:
@@ -185,4 +217,12 @@ def _annotated(line: str, where: str) -> AnnotatedRow:
     names = ("id", "question", "answer", "text")
     if not isinstance(found, Mapping) or not all(isinstance(found.get(name), str) for name in names):
         raise UsageError(f"{where}: a row has the texts {', '.join(names)}")
-    return AnnotatedRow(*(found[name] for name in names))
+    unlearned = found.get("unlearned", [])
+    is_meant = isinstance(unlearned, list) and all(
+        isinstance(each, list) and len(each) == 2 and all(type(at) is int for at in each)
+        for each in unlearned
+    )
+    if not is_meant:
+        raise UsageError(f"{where}: unlearned is a list of [start, end], in characters of the text")
+    id, question, answer, text = (found[name] for name in names)
+    return AnnotatedRow(id, question, answer, text, tuple((a, b) for a, b in unlearned))

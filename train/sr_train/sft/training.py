@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from sr_edge.errors import UsageError
 from sr_train.checkpoint import Loaded, gathered_state, keep_rows_exact, load_for_training, save_trained
-from sr_train.metrics import MetricsCallback, logging_arguments
+from sr_train.metrics import MetricsCallback, logging_arguments, mean_loss
 from sr_train.recipe import Recipe
 from sr_train.rollout.vocabulary import Vocabulary
 from sr_train.run import RunFolder, StageFolder, last_checkpoint
@@ -87,7 +87,7 @@ def train_sft(
         begun = last_checkpoint(stage.path) if resume else None
         if begun is not None:
             report(f"going on from {begun.name}")
-        result = trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+        trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
         _save(recipe, loaded, trainer, stage)
         stage.finish(
             {
@@ -96,7 +96,7 @@ def train_sft(
                 "steps": trainer.state.global_step,
                 "epochs": trainer.state.epoch,
                 "tokens_an_epoch": num_tokens,
-                "train_loss": result.training_loss,
+                "train_loss": mean_loss(trainer.state),
             }
         )
     return stage.model
@@ -236,10 +236,28 @@ def sft_trainer(
         processing_class=loaded.tokenizer,
         callbacks=list(callbacks),
     )
+    trainer.add_callback(_TokensSeen(trainer))
     keep_rows_exact(loaded.model)
     if isinstance(trainer, ClosingTrainer):
         trainer.close_id = loaded.close_id
     return trainer
+
+
+class _TokensSeen(TrainerCallback):
+    """TRL counts tokens for its log in a variable that no checkpoint holds."""
+
+    def __init__(self, trainer: SFTTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer._total_train_tokens = state.num_input_tokens_seen
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        state.num_input_tokens_seen = self._trainer._total_train_tokens
 
 
 @dataclasses.dataclass(frozen=True)

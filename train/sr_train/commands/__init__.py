@@ -1,0 +1,1 @@
+"""The subcommands of `sr-edge train`: each parses, calls a stage and prints."""

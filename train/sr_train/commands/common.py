@@ -1,0 +1,88 @@
+"""What the stages' commands share: the recipe, the run's folder, and how progress is told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sr_edge.commands.listing import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sr_train.recipe import Recipe
+    from sr_train.run import RunFolder, Stage
+
+Named = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A TOML file, or the name of a recipe that ships: see `sr-edge train recipes`.",
+        show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting of the recipe, such as reward.lam=0.3. May be repeated.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="RUN",
+        help="The run's folder. Default: runs/ and the recipe's name, here. A run that is there goes on.",
+        show_default=False,
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what this stage left there, and begin again.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Build the real model's shape and the first batch, print memory, tokens and hours, and stop.",
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Open no socket; files on this machine still work.")]
+
+
+def recipe_of(named: str, settings: list[str] | None) -> Recipe:
+    from sr_train.recipe import load_recipe
+
+    return load_recipe(named, settings or ())
+
+
+def opened(recipe: Recipe, out: Path | None, stage: Stage) -> RunFolder:
+    from sr_train.run import RunFolder, command_line
+
+    return RunFolder.open(out or Path("runs") / recipe.name, recipe, command_line(), stage=stage)
+
+
+def told(run: RunFolder) -> Callable[[str], None]:
+    """Prints a stage's news to stderr, from the first process of a launch only."""
+
+    def tell(line: str) -> None:
+        if run.is_main:
+            print(f"==> {line}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def finished(path: Path) -> None:
+    """The one line on stdout: what the stage made."""
+    say(str(path))
+
+
+def rehearse(recipe: Recipe) -> None:
+    """`--dry-run`."""
+    from sr_train.dry_run import dry_run
+
+    dry_run(recipe, say)
