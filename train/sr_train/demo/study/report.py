@@ -237,8 +237,8 @@ _LOOKS = {
     "SFT, opinion": ("#b45309", "o"),
     "SFT, measured": ("#1d4ed8", "o"),
     "true": ("#0f766e", "D"),
-    "true, lam 0.2": ("#14b8a6", "^"),
-    "true, lam 0.9": ("#134e4a", "v"),
+    "true, lam 0.3": ("#14b8a6", "^"),
+    "true, lam 0.95": ("#134e4a", "v"),
     "true, measured": ("#1d4ed8", "D"),
     "self": ("#be123c", "X"),
 }

@@ -92,9 +92,8 @@ def _measured(task: Task, size: Size, recipe: Recipe, run: RunFolder, model: Pat
     loaded = load_for_inference(str(model), real.model.dtype, run.path / "cache")
     engine = batched_engine(real, loaded, run.path, None)
     is_taught = task.learning is None
-    figures = _evaluated(
-        task, size, real, run, engine, ("small", "split", "random"), BIASES if is_taught else ()
-    )
+    biases = BIASES if is_taught and task.teacher == "opinion" else ()
+    figures = _evaluated(task, size, real, run, engine, ("small", "split", "random"), biases)
     found: dict[str, Any] = {"figures": asdict(figures)}
     if is_taught and task.teacher == "opinion":
         found["figures"]["arms"] += asdict(
