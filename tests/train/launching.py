@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def recipe(folder: Path, num_prompts: int, max_steps: int) -> Any:
     )
 
 
-def train(stage: Stage, folder: Path, run_path: Path, num_prompts: int, max_steps: int) -> None:
+def train(stages: Sequence[Stage], folder: Path, run_path: Path, num_prompts: int, max_steps: int) -> None:
     """Train, or go on, in this process."""
     import torch
 
@@ -69,13 +70,13 @@ def train(stage: Stage, folder: Path, run_path: Path, num_prompts: int, max_step
     made = recipe(folder, num_prompts, max_steps)
     run = RunFolder.open(run_path, made, ["test"])
     problems = read_problems("demo:train", limit=40)
-    if stage == "sft":
+    if "sft" in stages:
         from sr_train.sft.rows import AnnotatedRow
         from sr_train.sft.training import train_sft
 
         rows = [AnnotatedRow(each.id, each.question, each.answer, _marked(each.trace)) for each in problems]
         train_sft(made, rows, run)
-    else:
+    if "grpo" in stages:
         from sr_train.grpo.training import train_grpo
 
         train_grpo(made, problems, made.model.base, run)
@@ -125,7 +126,7 @@ def strike(blow: Blow, at: int) -> None:
 
 
 def launch(
-    stage: Stage,
+    stages: Sequence[Stage],
     folder: Path,
     run_path: Path,
     num_prompts: int,
@@ -138,10 +139,19 @@ def launch(
     """`train` in new processes."""
     command = [sys.executable]
     if num_processes > 1:
-        config = ROOT / "train/accelerate/cpu2.yaml"
+        config = ROOT / "train/launch/cpu2.yaml"
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
         command += ["--num_processes", str(num_processes), "--main_process_port", "0"]
-    command += [__file__, stage, str(folder), str(run_path), str(num_prompts), str(max_steps), blow, str(at)]
+    command += [
+        __file__,
+        ",".join(stages),
+        str(folder),
+        str(run_path),
+        str(num_prompts),
+        str(max_steps),
+        blow,
+        str(at),
+    ]
     paths = [ROOT / "edge", ROOT / "train", ROOT / "convert", ROOT]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600, check=False)
@@ -159,9 +169,9 @@ def steps(run_path: Path, stage: Stage) -> dict[int, dict[str, Any]]:
 
 
 def main() -> None:
-    stage, folder, run_path, num_prompts, max_steps, blow, at = sys.argv[1:]
+    stages, folder, run_path, num_prompts, max_steps, blow, at = sys.argv[1:]
     strike(blow, int(at))  # type: ignore[arg-type]
-    train(stage, Path(folder), Path(run_path), int(num_prompts), int(max_steps))  # type: ignore[arg-type]
+    train(stages.split(","), Path(folder), Path(run_path), int(num_prompts), int(max_steps))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

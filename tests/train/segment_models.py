@@ -7,16 +7,20 @@ from collections.abc import Sequence
 import torch
 
 from sr_train.rollout.batch import Uniforms
-from sr_train.rollout.segments import Segment, SegmentRequest
+from sr_train.rollout.segments import Segment, SegmentRequest, Terms
 
 
 class CheckpointSegments:
     """Writes each segment token by token, every row in one padded batch, without a cache."""
 
-    def __init__(self, model: torch.nn.Module, *, at_most: int | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, at_most: int | None = None, are_processed: bool = False
+    ) -> None:
         """Args:
         at_most: tokens of a segment, whatever was asked for: an engine may return fewer.
+        are_processed: log-probabilities are those after temperature, bans and bias.
         """
+        self._are_processed = are_processed
         self._model = model
         self._at_most = at_most
         self.calls: list[list[SegmentRequest]] = []
@@ -42,8 +46,10 @@ class CheckpointSegments:
             ).logits[:, -1]
             for row, scores in zip(list(open_rows), logits, strict=True):
                 request = requests[row]
-                id = _choose(scores, request, len(written[row]))
-                written[row].append((id, float(scores[id] - scores.logsumexp(-1))))
+                processed = _processed(scores, request.terms)
+                id = _choose(processed, request, len(written[row]))
+                told = processed if self._are_processed else scores
+                written[row].append((id, float(told[id] - told.logsumexp(-1))))
                 ids[row].append(id)
                 limit = min(request.max_tokens, self._at_most or request.max_tokens)
                 if id in request.terms.stops or len(written[row]) >= limit:
@@ -54,16 +60,19 @@ class CheckpointSegments:
         ]
 
 
-def _choose(logits: torch.Tensor, request: SegmentRequest, n: int) -> int:
-    """By the n-th of the random numbers that a rollout's tokens are drawn with everywhere."""
-    terms = request.terms
+def _processed(logits: torch.Tensor, terms: Terms) -> torch.Tensor:
     logits = logits.clone()
     for id, value in terms.bias:
         logits[id] += value
     logits[list(terms.banned)] = -torch.inf
-    if terms.temperature == 0:
+    return logits / (terms.temperature or 1.0)
+
+
+def _choose(logits: torch.Tensor, request: SegmentRequest, n: int) -> int:
+    """By the n-th of the random numbers that a rollout's tokens are drawn with everywhere."""
+    if request.terms.temperature == 0:
         return int(logits.argmax())
     uniforms = Uniforms(request.key, request.writer)
     drawn = [uniforms.draw() for _ in range(request.num_sampled + n + 1)][-1]
-    steps = (logits / terms.temperature).softmax(-1).double().cumsum(-1)
+    steps = logits.softmax(-1).double().cumsum(-1)
     return int(torch.searchsorted(steps, steps[-1] * drawn, right=True).clamp(max=len(steps) - 1))

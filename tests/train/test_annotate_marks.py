@@ -181,7 +181,17 @@ def test_a_reply_is_read_in_whatever_dress(reply):
     assert judgement.steps[3].kind in ("case split", "other")
 
 
-@pytest.mark.parametrize("reply", ["", "I cannot judge this.", "<think>hm", '{"error": "no"}', "[1, 2, 3]"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "I cannot judge this.",
+        "<think>hm",
+        '<think>[0]? {"steps": [{"i": 0, "difficulty": 3}]}, or',
+        '{"error": "no"}',
+        "[1, 2, 3]",
+    ],
+)
 def test_a_reply_without_a_judgement_is_named(reply):
     with pytest.raises(judge.UnreadableReplyError):
         judge.read_reply(reply, STEPS)
@@ -256,6 +266,12 @@ def test_a_quote_is_found_by_likeness(snippet, way):
     assert [LATEX[s.start : s.end] for s in map(split_steps(LATEX).__getitem__, marked)] == [
         LATEX[LATEX.index("Therefore") : LATEX.index("Then we")]
     ]
+
+
+def test_step_that_no_quote_covers_for_the_greater_part_is_not_chosen():
+    step = Step(100, 150, is_markable=True)
+    assert snapped([step], [(5, 105), (148, 157)]) == []  # 5 of 100 characters, 2 of 9
+    assert snapped([step], [(5, 105), (144, 152)]) == [0]
 
 
 @given(st.text(alphabet="aB \n$\\{}\u00b7\u2212\u0130x.", min_size=1, max_size=40))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,25 @@ def test_without_a_large_model_the_traces_own_step_is_the_help(base):
     own = problem.trace[steps[index].start : steps[index].end]
     assert helped.startswith(own)
     assert not alone.startswith(own)
+
+
+def test_think_tag_that_the_template_writes_already_is_not_read_twice(base):
+    """Sources disagree on it; the built-in template opens the thought itself."""
+    problem = next(p for p in PROBLEMS if HARD.search(p.trace))
+    tagged = replace(problem, trace=f"<think>\n{problem.trace}")
+    num_more = len(tagged.trace) - len(problem.trace)
+    surprisals = Surprisals(base)
+    plain = surprisals(problem.question, problem.trace)
+    assert surprisals(tagged.question, tagged.trace) == [(at + num_more, nats) for at, nats in plain]
+
+    markers = Markers("token", (base.open_id,), (base.close_id,))
+    continuing = Continuing(base, markers, None, limits=Limits(256), temperature=0.0, max_rows=4)
+    answers = []
+    for each in (problem, tagged):
+        steps = split_steps(each.trace)
+        index = next(i for i, step in enumerate(steps) if HARD.search(each.trace[step.start : step.end]))
+        answers.append(continuing(trials_of(each, steps, index, n=1, seed=0, number=0)))
+    assert answers[0] == answers[1]
 
 
 def test_hard_steps_are_found(tmp_path):

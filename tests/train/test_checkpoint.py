@@ -145,6 +145,9 @@ def test_a_saved_model_replaces_the_one_before_and_says_how_to_use_it(checkpoint
     folder = tmp_path / "run" / "model"
     folder.mkdir(parents=True)
     (folder / "left-over.bin").write_text("of an earlier save")
+    for killed in (".model.partial", ".model.replaced"):
+        (folder.parent / killed).mkdir()
+        (folder.parent / killed / "model.safetensors").write_text("of a save that was killed")
     assert save(loaded, folder) == folder
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert not (folder / "left-over.bin").exists()

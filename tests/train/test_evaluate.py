@@ -24,11 +24,11 @@ from sr_train.evaluate.arms import CHUNK, KINDS, Arm, arms_of, periodic_spans, r
 from sr_train.evaluate.figures import Figures
 from sr_train.evaluate.records import Record, escalated
 from sr_train.evaluate.report import to_dict, to_markdown, write_report
-from sr_train.evaluate.running import Plan, cascade_setting, evaluate, evaluate_recipe
+from sr_train.evaluate.running import Plan, cascade_setting, digest_of, evaluate, evaluate_recipe
 from sr_train.evaluate.sweeps import calibrate_bias, find_setting, share_of, tau_sweep
 from sr_train.latency import LatencyModel, read_streams
 from sr_train.problems import Problem
-from sr_train.recipe import DataPart, EvaluatePart, LatencyPart, ModelPart, Recipe
+from sr_train.recipe import BigPart, DataPart, EvaluatePart, LatencyPart, ModelPart, Recipe, RolloutPart
 from sr_train.rollout.requests import RolloutEngine
 
 ABOUT = {"model": "scripted"}
@@ -442,6 +442,45 @@ def test_a_recipe_says_what_is_measured(tmp_path: Path) -> None:
         "sft.json", "sft.jsonl", "sft.md", "sft.png", "sft.svg",
     ]  # fmt: skip
     assert heard[-1] == ("split +1.5", 3, 3)
+
+
+def test_an_evaluation_does_not_go_on_with_answers_of_another_large_model(tmp_path: Path) -> None:
+    """Nor with other limits of a span: what was answered so is no answer here."""
+    rows = [{"question": f"question {n}", "answer": n} for n in range(2)]
+    source = tmp_path / "p.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe(
+        "r",
+        ModelPart("demo:small"),
+        DataPart("demo:train"),
+        big=BigPart(model="demo:big"),
+        evaluate=EvaluatePart(source=str(source), arms=("split",)),
+    )
+
+    def again(recipe: Recipe) -> None:
+        evaluate_recipe(recipe, ScriptedEngine(), tmp_path / "out", "sft", about=ABOUT)
+
+    again(recipe)
+    again(recipe)
+    for other, said in (
+        (replace(recipe, big=BigPart(remote="http://there/v1")), "large model was 'demo:big'"),
+        (replace(recipe, rollout=RolloutPart(max_spans=1)), "limits was"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            again(other)
+
+
+def test_weights_are_told_from_others_under_the_same_name(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    assert digest_of(folder) is None
+    folder.mkdir()
+    assert digest_of(folder) is None
+    (folder / "model.safetensors").write_bytes(b"one")
+    first = digest_of(folder)
+    assert first == digest_of(folder)
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert digest_of(folder) != first
+    assert digest_of(folder / "model.safetensors") == digest_of(folder)
 
 
 def record(

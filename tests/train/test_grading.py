@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import threading
 from dataclasses import replace
 
@@ -118,6 +120,14 @@ def test_killed_child_is_replaced():
     assert checker.same("7", r"\frac{14}{2}") is True
     checker._child.kill()
     assert checker.same("8", r"\frac{16}{2}") is True
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="this system has no alarms")
+def test_child_that_waits_for_a_question_is_not_ended_by_the_alarm_of_the_last_one():
+    verdicts = io.StringIO()
+    grading._serve(io.StringIO('["7", "8"]\n'), verdicts)
+    assert verdicts.getvalue() == "ready\nfalse\n"
+    assert signal.alarm(0) == 0
 
 
 def test_missing_package_is_named(monkeypatch):

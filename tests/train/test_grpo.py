@@ -128,20 +128,20 @@ def test_trl_leaves_dropped_rows_out(checkpoint, tmp_path, caplog):
 
     def write(request: RolloutRequest) -> Script:
         row = request.key[-1]
-        return Script(rf"a<>b \boxed{{{row}}}", (Reply((), FAILED) if row == 3 else "x",))
+        return Script(rf"a<>b \boxed{{{row}}}", (Reply((), FAILED) if row >= 3 else "x",))
 
-    for scale in ("none", "group"):
-        given = recipe(checkpoint, grpo=GrpoPart(1, 4, trainer={**TABLE, "scale_rewards": scale}))
+    for scale in ("none", "group", "batch"):
+        given = recipe(checkpoint, grpo=GrpoPart(2, 4, trainer={**TABLE, "scale_rewards": scale}))
         trainer = scripted(given, tmp_path, write)
-        inputs = trainer._generate_and_score_completions(rows("p1"))
-        worth = torch.tensor(trainer._logs["rewards"]["offload_reward"])[:3]
+        inputs = trainer._generate_and_score_completions(rows("p1", "p2"))  # all of the second group fail
+        worth = torch.tensor(list(trainer._logs["rewards"]["offload_reward"]))[:3]
         expected = worth - worth.mean()
-        if scale == "group":
+        if scale != "none":
             expected /= worth.std() + 1e-4
         assert worth[1] > worth[0] == worth[2]
         torch.testing.assert_close(inputs["advantages"][:3], expected)
-        assert inputs["advantages"][3] == 0
-        assert (inputs["tool_mask"] * inputs["completion_mask"])[3].sum() == 0
+        assert not inputs["advantages"][3:].any()
+        assert (inputs["tool_mask"] * inputs["completion_mask"])[3:].sum() == 0
 
 
 def test_batch_without_any_reward_teaches_nothing(checkpoint, tmp_path):
@@ -267,6 +267,19 @@ def test_adapter_is_trained_and_merged_with_a_reference(checkpoint, tmp_path):
     assert lines[1]["kl"] > 0
 
 
+def test_marker_rows_stay_exact_on_a_quantised_base(checkpoint, tmp_path):
+    """TRL makes all that is trained on one bfloat16, which would round the rows' small steps away."""
+    given = recipe(checkpoint, adapter=AdapterPart(rank=4, alpha=8))
+    loaded = load_for_training(given.model, given.adapter, tmp_path / "cache", train_markers=True)
+    loaded.model.is_loaded_in_4bit = True
+    by_id = {each.id: each for each in PROBLEMS}
+    engine = ScriptedEngine(lambda request: Script("ab"))
+    grpo_trainer(given, loaded, by_id, grpo_config(given, tmp_path), lambda *_: engine)
+    kinds = {name: each.dtype for name, each in loaded.model.named_parameters() if each.requires_grad}
+    assert {kind for name, kind in kinds.items() if "trainable_tokens" in name} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if "lora_" in name} == {torch.bfloat16}
+
+
 def test_run_stops_before_the_bill_is_too_high(checkpoint, tmp_path):
     def engine(recipe: Recipe, loaded: Loaded, trainer: GRPOTrainer) -> RolloutEngine:
         return ScriptedEngine(lambda request: Script("ab<>c", ("xyz",)))
@@ -319,6 +332,19 @@ def test_greedy_rollouts_are_refused(checkpoint, tmp_path):
     given = recipe(checkpoint, rollout=RolloutPart(temperature=0.0))
     with pytest.raises(UsageError, match=r"rollout\.temperature"):
         grpo_config(given, tmp_path)
+
+
+def test_kl_to_a_model_without_markers_is_refused(checkpoint, tmp_path):
+    """TRL would read the reference anew: without the rows that the markers were given."""
+    plain = make_checkpoint(tmp_path / "plain", markers="none", hidden=32, inner=48, tied=True)
+    table = {**TABLE, "beta": 0.02, "max_steps": 1, "save_strategy": "no"}
+    given = recipe(plain, grpo=GrpoPart(1, 2, trainer=table))
+    with pytest.raises(UsageError, match=r"begin with what SFT left, or set grpo\.trainer\.beta=0"):
+        trained(given, tmp_path / "run")
+    given = recipe(checkpoint, grpo=GrpoPart(1, 2, trainer=table))
+    run = trained(given, tmp_path / "other")
+    lines = [line for line in read_metrics(run.metrics_path) if "offload/share" in line]
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_nobody_to_write_the_spans_is_named(checkpoint, tmp_path):

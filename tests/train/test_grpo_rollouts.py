@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.train.scripted_rollouts import FAILED, Script, ScriptedEngine, Write, rollout
 
-from sr_edge.errors import UsageError
+from sr_edge.errors import RemoteError, UsageError
 from sr_edge.events import LocalToken, SpanClosed
 from sr_edge.roles import Limits
 from sr_edge.testing import OPEN, Reply
 from sr_edge.testing.oracle import broken_laws
-from sr_train.grpo.rollouts import OffloadRollouts, Place, decision_masks
+from sr_train.grpo.rollouts import MAX_LOST, OffloadRollouts, Place, decision_masks
 from sr_train.latency import LatencyModel
 from sr_train.problems import Problem
 from sr_train.recipe import GrpoPart, LatencyPart, RewardPart, RolloutPart
@@ -141,10 +141,21 @@ def test_answer_without_a_token_is_filled_and_masked():
     assert written.rewards == (None,) * 4
 
 
-def test_unreadable_gold_drops_the_group():
-    offloads = offload(lambda _: Script(r"\boxed{x}"))
+def test_unreadable_gold_drops_the_group_whatever_was_answered():
+    offloads = offload(lambda request: Script(("no box", r"\boxed{x}", r"\boxed{}")[request.key[-1] % 3]))
     offloads._problems = {"p0": Problem("p0", "?", "")}
     assert offloads.write(ids(0), Place(0)).rewards == (None,) * 4
+
+
+@pytest.mark.parametrize("failed", ["drop", "local"])
+def test_large_model_that_is_gone_is_told_whether_its_rollouts_are_kept_or_not(failed):
+    offloads = offload(
+        lambda _: Script(r"a<>b \boxed{2}", (Reply((), FAILED),)), rollout=RolloutPart(failed=failed)
+    )
+    for step in range(MAX_LOST - 1):
+        assert offloads.write(ids(2), Place(step)).figures["offload/failed"] == 1
+    with pytest.raises(RemoteError, match="it is not there"):
+        offloads.write(ids(2), Place(MAX_LOST))
 
 
 # --- without the large model ---------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from sr_train.recipe import Recipe, load_recipe, recipe_table, shipped_recipes
 from sr_train.run import recipe_text
 
 REAL = ("splitreason-1.5b", "splitreason-1.5b-24gb", "splitreason-1.5b-8x80gb", "qwen3-1.7b")
-ACCELERATE = Path(__file__).resolve().parents[2] / "train" / "accelerate"
+ACCELERATE = Path(__file__).resolve().parents[2] / "train" / "launch"
 LEAST = 'name = "x"\n[model]\nbase = "demo:base"\n[data]\nsource = "demo:train"\n'
 
 
@@ -63,6 +63,7 @@ def test_shipped_recipes_extend_one_another() -> None:
         (LEAST + "[reward]\nlam = nan", "finite"),
         (LEAST + "[reward]\nlam = 'much'", "it is a number"),
         (LEAST + "[reward]\nkind = 'budget'", r"needs reward\.target_share"),
+        (LEAST + "[reward]\nunit = 'dollars'", r"needs prices: set latency\.dollars_in"),
         (LEAST + "[grpo]\nnum_generations = 1", "at least 2"),
         (LEAST + "[grpo]\nnum_generations = true", "a whole number"),
         (LEAST + "[log]\nto = 'wandb'", "it is a list"),
@@ -126,3 +127,29 @@ def test_there_are_settings_for_accelerate() -> None:
 def test_missing_recipe_names_those_there_are() -> None:
     with pytest.raises(UsageError, match=r"no recipe nothing: .*splitreason-1\.5b"):
         load_recipe("nothing")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data.validation=-1",  # as a slice it would leave one problem to train on
+        "rollout.max_rows=0",
+        "rollout.max_spans=-1",
+        "big.attempts=0",
+        "big.concurrency=0",
+        "big.temperature=-0.1",
+        "big.timeout=0.0",
+        "evaluate.samples=0",
+        "evaluate.temperature=-1",
+        "adapter.rank=0",
+        "num_processes=0",
+        "annotate.concurrency=0",
+        "annotate.requests_per_minute=0",  # which would be no limit
+        "annotate.surprisal_quantile=80",
+        "annotate.target_share=20",
+        "annotate.continuations=-1",
+    ],
+)
+def test_value_that_would_silently_do_something_else_is_refused(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=setting.partition("=")[0].replace(".", r"\.")):
+        read(tmp_path, LEAST, setting)

@@ -20,16 +20,16 @@ BLOWS: dict[Stage, list[tuple[Blow, int]]] = {
 @pytest.mark.parametrize("stage", BLOWS)
 def test_a_run_that_is_killed_and_goes_on_ends_where_it_would_have(stage: Stage, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(stage, tmp_path, whole, 2, 5)
+    train([stage], tmp_path, whole, 2, 5)
     for blow, at in BLOWS[stage]:
-        died = launch(stage, tmp_path, killed, 2, 5, blow=blow, at=at)
+        died = launch([stage], tmp_path, killed, 2, 5, blow=blow, at=at)
         assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
         assert not (killed / stage / "done.json").exists()
         assert (killed / stage / "checkpoint-2").is_dir()
         assert max(steps(killed, stage)) >= 3
     half = killed / stage / "checkpoint-4" / "trainer_state.json"
     assert half.read_text() == '{"global_st'
-    train(stage, tmp_path, killed, 2, 5)
+    train([stage], tmp_path, killed, 2, 5)
     expected, found = steps(whole, stage), steps(killed, stage)
     assert expected.keys() == {1, 2, 3, 4, 5}
     assert found == expected

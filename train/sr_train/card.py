@@ -53,32 +53,39 @@ def push(
         UsageError: the recipe names no repository, or offline is wanted.
         PushError: the hub did not take it.
     """
+    repo = check_push(run, offline=offline, environ=environ)
     recipe = run.recipe
-    if recipe.hub.repo is None:
-        raise UsageError("the recipe names no repository to push to: --set hub.repo=OWNER/NAME")
-    if offline or environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UsageError("nothing is pushed offline: leave --offline and HF_HUB_OFFLINE out")
     write_whole(trained.model / CARD, model_card(run, trained, exported))
     from huggingface_hub import HfApi
 
     hub = HfApi(library_name="sr-edge")
     try:
-        hub.create_repo(recipe.hub.repo, private=recipe.hub.private, exist_ok=True)
-        report(f"pushing {trained.model} to {recipe.hub.repo}")
+        hub.create_repo(repo, private=recipe.hub.private, exist_ok=True)
+        report(f"pushing {trained.model} to {repo}")
         hub.upload_folder(
-            repo_id=recipe.hub.repo,
+            repo_id=repo,
             folder_path=trained.model,
             commit_message=f"{recipe.name}, {trained.name}",
         )
         files = [path for each in exported for path in (each.gguf, each.passport)]
         for path in [*files, trained.path / "recipe.toml"]:
-            hub.upload_file(repo_id=recipe.hub.repo, path_or_fileobj=path, path_in_repo=path.name)
+            hub.upload_file(repo_id=repo, path_or_fileobj=path, path_in_repo=path.name)
     except Exception as error:  # its own, its HTTP library's, the system's: what counts is what it says
         raise PushError(
-            f"the hub did not take {recipe.hub.repo}: {' '.join(str(error).split())[:300]}; is there a token "
+            f"the hub did not take {repo}: {' '.join(str(error).split())[:300]}; is there a token "
             "with write access (`hf auth login`)?"
         ) from None
-    return f"{hub.endpoint}/{recipe.hub.repo}"
+    return f"{hub.endpoint}/{repo}"
+
+
+def check_push(run: RunFolder, *, offline: bool = False, environ: Mapping[str, str] = os.environ) -> str:
+    """The repository to push to. Raises: UsageError: see `push`."""
+    repo = run.recipe.hub.repo
+    if repo is None:
+        raise UsageError("the recipe names no repository to push to: --set hub.repo=OWNER/NAME")
+    if offline or environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UsageError("nothing is pushed offline: leave HF_HUB_OFFLINE and the setting offline out")
+    return repo
 
 
 # --- the card --------------------------------------------------------------------------------------------

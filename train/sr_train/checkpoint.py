@@ -215,8 +215,9 @@ def save_trained(
     """
     model = merged(loaded, state)
     is_tied = _is_tied(model)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "replaced"))
+    for left in (partial, replaced):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     whole = dict(state) if state is not None and model is loaded.model else None
     model.save_pretrained(partial, state_dict=whole)
@@ -231,7 +232,6 @@ def save_trained(
         "training_run": training_run,
     }
     (partial / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf-8")
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     if folder.exists():
         os.replace(folder, replaced)
     os.replace(partial, folder)

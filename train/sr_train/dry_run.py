@@ -168,7 +168,7 @@ def dry_run(recipe: Recipe, report: Report) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="sr-edge-dry-run-") as made, _without_bars():
         folder = Path(made)
         check_settings(recipe)
-        config = sft_config(recipe, folder / "sft")
+        config = sft_config(recipe, folder / "sft", has_validation=recipe.data.validation > 0)
         arguments = grpo_config(recipe, folder / "grpo")
         report("settings: SFTConfig and GRPOConfig take them")
         for note in _needed(recipe):
@@ -321,7 +321,10 @@ def _first_batch(recipe: Recipe, model: PreTrainedModel, folder: Path) -> tuple[
     adapter = recipe.adapter
     if adapter is not None and adapter.kind == "qlora":  # its four bits need a GPU
         adapter = replace(adapter, kind="lora")
-    rehearsed = replace(recipe, model=small, adapter=adapter)
+    measuring = ("eval_strategy", "load_best_model_at_end")  # there are no rows for it here
+    table = {name: value for name, value in recipe.sft.trainer.items() if name not in measuring}
+    sft = replace(recipe.sft, trainer=table)
+    rehearsed = replace(recipe, model=small, adapter=adapter, sft=sft)
     loaded = load_for_training(small, adapter, folder / "cache", train_markers=True)
     config = sft_config(rehearsed, folder / "batch")
     rows, _ = dataset(

@@ -150,7 +150,7 @@ def check(verdict: Mapping[str, Any], max_kl: float | None) -> None:
     if wrong:
         raise ExportError(
             f"the file differs from the checkpoint in {'; '.join(wrong)}: choose a finer type with "
-            "--set export.quantization=Q8_0, or look with `sr-edge verify`"
+            "--type Q8_0, or look with `sr-edge verify`"
         )
     kl = mean_kl(verdict)
     if max_kl is None:
@@ -163,7 +163,7 @@ def check(verdict: Mapping[str, Any], max_kl: float | None) -> None:
     if kl > max_kl:
         raise ExportError(
             f"the mean KL divergence from the checkpoint is {kl:.3g}, and export.max_kl = {max_kl:g}: choose "
-            "a finer type with --set export.quantization=Q8_0"
+            "a finer type with --type Q8_0"
         )
 
 

@@ -403,12 +403,16 @@ _ARTICLES = {str: "a text", int: "a whole number", float: "a number", bool: "tru
 
 
 def _check(recipe: Recipe) -> None:
-    reward, rollout, grpo = recipe.reward, recipe.rollout, recipe.grpo
+    reward, rollout, grpo, annotate = recipe.reward, recipe.rollout, recipe.grpo, recipe.annotate
     ranges = (
         (0 <= reward.lam < 1, f"reward.lam = {reward.lam}: from 0 to below 1, so that right beats wrong"),
         (0 <= reward.malformed < 1, f"reward.malformed = {reward.malformed}: from 0 to below 1, likewise"),
         (reward.explore >= 0 and reward.never_asked >= 0, "reward.explore and never_asked: 0 or more"),
         (reward.dual_rate > 0, f"reward.dual_rate = {reward.dual_rate}: above 0"),
+        (
+            reward.unit != "dollars" or recipe.latency.dollars_in + recipe.latency.dollars_out > 0,
+            "reward.unit = dollars needs prices: set latency.dollars_in and dollars_out",
+        ),
         (0 < recipe.handback.tau < 1, f"handback.tau = {recipe.handback.tau}: between 0 and 1"),
         (recipe.handback.min_span >= 0, "handback.min_span: 0 or more"),
         (0 <= rollout.remote_dropout < 1, f"rollout.remote_dropout = {rollout.remote_dropout}: below 1"),
@@ -417,6 +421,31 @@ def _check(recipe: Recipe) -> None:
         (grpo.num_prompts >= 1, "grpo.num_prompts: at least 1"),
         (rollout.max_tokens >= 1 and rollout.max_span_tokens >= 1, "rollout.max_tokens: at least 1"),
         (rollout.temperature >= 0, "rollout.temperature: 0 or more"),
+        (rollout.max_rows >= 1, "rollout.max_rows: at least 1"),
+        (rollout.max_spans >= 0, "rollout.max_spans: 0 or more"),
+        (recipe.data.validation >= 0, f"data.validation = {recipe.data.validation}: 0 or more"),
+        (recipe.big.temperature >= 0, "big.temperature: 0 or more"),
+        (recipe.big.concurrency >= 1, "big.concurrency: at least 1"),
+        (recipe.big.attempts >= 1, "big.attempts: at least 1"),
+        (recipe.big.timeout > 0, f"big.timeout = {recipe.big.timeout}: above 0"),
+        (recipe.evaluate.samples >= 1, "evaluate.samples: at least 1"),
+        (recipe.evaluate.temperature >= 0, "evaluate.temperature: 0 or more"),
+        (recipe.adapter is None or recipe.adapter.rank >= 1, "adapter.rank: at least 1"),
+        (recipe.num_processes >= 1, "num_processes: at least 1"),
+        (annotate.concurrency >= 1, "annotate.concurrency: at least 1"),
+        (
+            annotate.requests_per_minute is None or annotate.requests_per_minute > 0,
+            "annotate.requests_per_minute: above 0",
+        ),
+        (
+            0 <= annotate.surprisal_quantile <= 1,
+            f"annotate.surprisal_quantile = {annotate.surprisal_quantile}: from 0 to 1",
+        ),
+        (
+            0 <= annotate.target_share <= 1,
+            f"annotate.target_share = {annotate.target_share}: a share, from 0 to 1",
+        ),
+        (annotate.continuations >= 0, "annotate.continuations: 0 or more"),
         (
             reward.kind != "budget" or (reward.target_share is not None and 0 < reward.target_share < 1),
             "reward.kind = budget needs reward.target_share, between 0 and 1",

@@ -22,7 +22,7 @@ from typing import Literal
 from sr_edge.extract import END_THINK, THINK, last_boxed
 from sr_edge.markers import CLOSE, OPEN, SPELLINGS
 from sr_edge.transcript import Transcript
-from sr_train.grading import CUT, answer_text, is_right, own_answer
+from sr_train.grading import CUT, answer_text, is_gradable, is_right, own_answer
 from sr_train.latency import Cost, LatencyModel
 from sr_train.recipe import RewardPart
 
@@ -49,12 +49,13 @@ class Facts:
 
 
 def facts_of(gold: str, transcript: Transcript, latency: LatencyModel) -> Facts | None:
-    """None where the gold answer cannot be read, so that nothing can be said."""
-    right = is_right(gold, own_answer(transcript))
-    if right is None:
+    """None where the gold answer cannot be read, so that nothing can be said: whatever the answer, since a
+    group without its wrong boxes, but with those who gave none, would mislead.
+    """
+    if not is_gradable(gold):
         return None
     return Facts(
-        is_right=right,
+        is_right=bool(is_right(gold, own_answer(transcript))),
         has_asked=any(span.text for span in transcript.spans),
         is_malformed=is_malformed(transcript),
         local_tokens=transcript.local_tokens,

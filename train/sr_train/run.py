@@ -40,6 +40,7 @@ RECIPE = "recipe.toml"
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 DONE = "done.json"
+_LOCK = ".run.lock"  # as `_locked` makes it
 
 JOIN_SECONDS = 60.0
 """How long the other processes of a launch wait for the first one to claim the folder."""
@@ -101,15 +102,16 @@ class RunFolder:
             command: the command line, for the record.
             stage: what this call is for; None for all of them. Evaluation and export leave recipe.toml as
                 the training wrote it.
-            fresh: remove the run that is there, and start again.
+            fresh: with a stage: it will be begun again, so what it began with does not count. Without one:
+                remove the run that is there, and start again.
         Raises:
             UsageError: it holds a run of another recipe or seed, or files of somebody else.
         """
         is_main = environ.get("RANK", "0") == "0"
         if fresh and environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError(
-                f"--fresh in several processes would remove {folder} under the others: "
-                "remove it before the launch, or name another folder"
+                f"--fresh in several processes would remove files in {folder} under the others: "
+                "remove them before the launch, or name another folder"
             )
         run = cls(folder, recipe, is_main=is_main)
         if not is_main:
@@ -117,21 +119,26 @@ class RunFolder:
             return run
         make_folder(folder)
         with _locked(folder):
-            if fresh:
+            if fresh and stage is None:
                 run._clear()
-            run._claim(command, stage)
+            run._claim(command, stage, fresh=fresh)
         return run
 
     @classmethod
-    def read(cls, folder: Path, environ: Mapping[str, str] = os.environ) -> Self:
+    def read(
+        cls, folder: Path, settings: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+    ) -> Self:
         """The run that is there, with the recipe that it holds.
+
+        Args:
+            settings: see `load_recipe`; for this call only.
 
         Raises:
             UsageError: there is none.
         """
         if not (folder / RECORD).is_file():
             raise UsageError(f"{folder} holds no run: {RECORD} is missing; name the folder of a training run")
-        recipe = load_recipe(str(folder / RECIPE))
+        recipe = load_recipe(str(folder / RECIPE), settings)
         return cls(folder, recipe, is_main=environ.get("RANK", "0") == "0")
 
     def stage(self, name: Stage) -> StageFolder:
@@ -149,11 +156,11 @@ class RunFolder:
 
     # --- claiming ----------------------------------------------------------------------------------------
 
-    def _claim(self, command: Sequence[str], stage: Stage | None) -> None:
+    def _claim(self, command: Sequence[str], stage: Stage | None, *, fresh: bool) -> None:
         path = self.path / RECORD
         if path.exists():
             record = self.record()
-            self._check_same(record, stage)
+            self._check_same(record, stage, fresh=fresh)
         else:
             foreign = sorted(name for name in _names() if (self.path / name).exists())
             if foreign:
@@ -167,17 +174,17 @@ class RunFolder:
             write_whole(self.path / RECIPE, recipe_text(self.recipe))
         self._write(record)
 
-    def _check_same(self, record: Mapping[str, Any], stage: Stage | None) -> None:
+    def _check_same(self, record: Mapping[str, Any], stage: Stage | None, *, fresh: bool) -> None:
         """Raises: UsageError: a stage that this call builds upon was begun with another setting."""
         if record.get("name") != self.recipe.name:
             raise UsageError(
                 f"{self.path} holds a run of the recipe {record.get('name')}, not of {self.recipe.name}: "
-                "choose another folder, or start again with --fresh"
+                "choose another folder, or remove this one"
             )
         wanted = _flat(recipe_table(self.recipe))
         for begun in _upon(stage):
             path = self.path / begun / RECIPE
-            if not path.is_file():
+            if not path.is_file() or (fresh and begun == stage):
                 continue
             held = _flat(recipe_table(load_recipe(str(path))))
             changed = [
@@ -191,9 +198,10 @@ class RunFolder:
                 f"{key} was {_shown(held, key)}, is {_shown(wanted, key)}" for key in changed[:4]
             )
             more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+            again = "--fresh" if stage in (None, begun) else f"`sr-edge train {begun}` and --fresh"
             raise UsageError(
                 f"{self.path} holds a run of another recipe or seed ({shown}{more}), and the stage {begun} "
-                "has begun with it: choose another folder, set it back, or start again with --fresh"
+                f"has begun with it: choose another folder, set it back, or begin it again with {again}"
             )
 
     def _join(self, *, needs_recipe: bool) -> None:
@@ -244,6 +252,10 @@ class RunFolder:
             record = self.record()
             record.get("stages", {}).pop(stage, None)
             self._write(record)
+            if self.metrics_path.exists():
+                kept = (line for line in read_lines(self.metrics_path) if line.get("stage") != stage)
+                lines = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in kept)
+                write_whole(self.metrics_path, lines)
 
 
 class StageFolder:
@@ -284,11 +296,21 @@ class StageFolder:
             self.run._note(self.name, {"status": "done", "ended": now()})
 
     def clear(self) -> None:
-        """Remove it, to begin again."""
-        if self.run.is_main:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.run._forget(self.name)
+        """Remove what is in it and its lines of the metrics, to begin again; but for the lock, which stays.
+
+        Raises:
+            UsageError: somebody is at work in it.
+        """
+        if not self.run.is_main:
+            return
+        if self.path.exists():
+            with _locked(self.path):
+                for path in self.path.iterdir():
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    elif path.name != _LOCK:
+                        path.unlink()
+        self.run._forget(self.name)
 
     def metrics(self) -> MetricsLog:
         return MetricsLog(self.run.metrics_path, self.name, is_main=self.run.is_main)
@@ -311,7 +333,11 @@ class StageFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.run.is_main and not self.is_done and error is not None:
+            if self.is_done or not self.run.is_main:
+                return
+            if error is None:  # a stage without an end of its own, as evaluations are
+                self.run._note(self.name, {"status": "ended", "ended": now()})
+            else:
                 status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
                 why = f"{type(error).__name__}: {error}"[:1000]
                 self.run._note(self.name, {"status": status, "ended": now(), "error": why})

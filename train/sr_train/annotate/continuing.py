@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from sr_edge.roles import Limits, Message, Outcome, RemoteStream, Schedule
 from sr_train.annotate.measured import Trial
+from sr_train.problems import fit_opening
 from sr_train.rollout.big import Big, Opened
 from sr_train.rollout.engine import BatchedEngine
 from sr_train.rollout.hub import Hub
 from sr_train.rollout.local import BatchedLocal
 from sr_train.rollout.requests import Cursor, RolloutRequest
+from sr_train.rollout.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from sr_edge.markers import Markers
@@ -47,6 +49,7 @@ class Continuing:
         limits: of what is written, without what is given.
         """
         self._loaded = loaded
+        self._vocabulary = Vocabulary(loaded.tokenizer, [])
         self._markers = markers
         self._big = big
         self._limits = limits
@@ -69,17 +72,24 @@ class Continuing:
         )
         rollouts = engine.run([_request(trial, given[trial.key]) for trial in trials])
         return [
-            None if rollout.remote_failed else rollout.transcript.text[len(trial.before) :]
+            None if rollout.remote_failed else rollout.transcript.text[len(self._before(trial)) :]
             for trial, rollout in zip(trials, rollouts, strict=True)
         ]
 
     def _given(self, trial: Trial) -> _Given:
-        recited = trial.before
+        recited = self._before(trial)
         num_own = self._num_tokens(trial.step)
         if trial.is_helped and self._big is None:
             recited += trial.step
         span = int(_ROOM * num_own) + _SPARE if trial.is_helped and self._big is not None else 0
         return _Given(recited, span, self._num_tokens(recited) + span + _SPARE)
+
+    def _before(self, trial: Trial) -> str:
+        """With the think tag that the template lacks, or without the one that it writes."""
+        trace = trial.problem.trace
+        prompt = self._vocabulary.render((Message("user", trial.problem.question),))
+        fitted = fit_opening(trace, prompt.opening)
+        return fitted[: max(0, len(trial.before) + len(fitted) - len(trace))]
 
     def _num_tokens(self, text: str) -> int:
         return len(self._loaded.tokenizer.encode(text, add_special_tokens=False))

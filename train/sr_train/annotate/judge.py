@@ -131,9 +131,11 @@ _WHOLE = re.compile(r"\s*[\[(#]?\s*(-?\d{1,9})(?:\.0+)?\s*[\])]?\s*")
 
 
 def _without_thought(text: str) -> str:
-    """What follows the reply's own thought, if it has one that ends."""
+    """What follows the reply's own thought: nothing if that was cut, for what it weighs is no judgement."""
     _, end, rest = text.rpartition(END_THINK)
-    return rest if end else text.removeprefix(THINK)
+    if end:
+        return rest
+    return "" if text.lstrip().startswith(THINK) else text
 
 
 def _entries(said: str) -> list[dict[str, Any]] | None:

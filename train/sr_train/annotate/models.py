@@ -16,6 +16,7 @@ from sr_edge.roles import Limits, Message
 from sr_train.annotate.continuing import Continuing
 from sr_train.annotate.measured import Continue, TokenSurprisals
 from sr_train.checkpoint import Loaded, load_for_inference
+from sr_train.problems import fit_opening
 from sr_train.recipe import Recipe
 from sr_train.remotes import open_big
 from sr_train.rollout.vocabulary import Vocabulary
@@ -77,10 +78,13 @@ class Surprisals:
         self._window = window
 
     def __call__(self, question: str, trace: str) -> Sequence[tuple[int, float]]:
-        prompt = list(self._vocabulary.render([Message("user", question)]).ids)
-        encoded = self._tokenizer(trace, add_special_tokens=False, return_offsets_mapping=True)
-        ids, starts = list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
-        return list(zip(starts, self._nats(prompt, ids), strict=True))
+        prompt = self._vocabulary.render([Message("user", question)])
+        text = fit_opening(trace, prompt.opening)
+        shift = len(trace) - len(text)  # at the beginning: a think tag that the template writes, or does not
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, starts = list(encoded["input_ids"]), [start + shift for start, _ in encoded["offset_mapping"]]
+        found = zip(starts, self._nats(list(prompt.ids), ids), strict=True)
+        return [(start, nats) for start, nats in found if start >= 0]
 
     @torch.inference_mode()
     def _nats(self, prompt: list[int], ids: list[int]) -> list[float]:

@@ -175,6 +175,7 @@ class _Work:
             if "reply" not in entry:
                 self._counts["refused_by_the_judge"] += 1
                 continue
+            self._counts["cut_replies"] += bool(entry.get("is_cut"))  # what is late in the trace is unrated
             try:
                 self._labels[place] = self._read(self._problems[place], entry["reply"])
             except judge.UnreadableReplyError:

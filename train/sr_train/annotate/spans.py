@@ -93,8 +93,9 @@ def snapped(steps: Sequence[Step], found: Sequence[Interval]) -> list[int]:
     """The steps that the intervals lie in for the greater part of the step, or of the interval."""
     chosen = []
     for index, step in enumerate(steps):
-        shared = max((min(step.end, end) - max(step.start, start) for start, end in found), default=0)
-        lengths = [end - start for start, end in found if min(step.end, end) > max(step.start, start)]
-        if shared > 0 and 2 * shared >= min(step.end - step.start, *lengths):
-            chosen.append(index)
+        for start, end in found:
+            shared = min(step.end, end) - max(step.start, start)
+            if shared > 0 and 2 * shared >= min(step.end - step.start, end - start):
+                chosen.append(index)
+                break
     return chosen

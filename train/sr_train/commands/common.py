@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,10 +61,23 @@ def recipe_of(named: str, settings: list[str] | None) -> Recipe:
     return load_recipe(named, settings or ())
 
 
-def opened(recipe: Recipe, out: Path | None, stage: Stage) -> RunFolder:
+def opened(recipe: Recipe, out: Path | None, stage: Stage, *, fresh: bool = False) -> RunFolder:
     from sr_train.run import RunFolder, command_line
 
-    return RunFolder.open(out or Path("runs") / recipe.name, recipe, command_line(), stage=stage)
+    folder = out or Path("runs") / recipe.name
+    return RunFolder.open(folder, recipe, command_line(), stage=stage, fresh=fresh)
+
+
+def stays_offline(offline: bool) -> bool:
+    """Whether nothing may be sent, by the option or by the user's settings. The hub is not asked then either:
+    its libraries look at the environment as they are imported, which is later.
+    """
+    from sr_edge.config import load_config
+
+    is_offline = offline or load_config(environ=os.environ).offline
+    if is_offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return is_offline
 
 
 def told(run: RunFolder) -> Callable[[str], None]:
@@ -77,8 +91,9 @@ def told(run: RunFolder) -> Callable[[str], None]:
 
 
 def finished(path: Path) -> None:
-    """The one line on stdout: what the stage made."""
-    say(str(path))
+    """The one line on stdout: what the stage made. From the first process of a launch only."""
+    if os.environ.get("RANK", "0") == "0":
+        say(str(path))
 
 
 def rehearse(recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,17 @@ import typer
 
 from sr_edge.commands.listing import say
 from sr_edge.commands.output import note
-from sr_train.commands.common import Named, Offline, Settings, finished, opened, recipe_of, told
+from sr_edge.errors import UsageError
+from sr_train.commands.common import (
+    Named,
+    Offline,
+    Settings,
+    finished,
+    opened,
+    recipe_of,
+    stays_offline,
+    told,
+)
 
 if TYPE_CHECKING:
     from sr_train.recipe import Recipe
@@ -109,6 +119,12 @@ def evaluate(
         str | None,
         typer.Option("--name", metavar="NAME", help="Of this evaluation in the run.", show_default=False),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Print the table `latency` that explains what the client measured of a GGUF."
+        ),
+    ] = False,
     offline: Offline = False,
 ) -> None:
     """Measure who gets how much right at which cost: pass@1 with intervals, shares, seconds, dollars.
@@ -116,7 +132,8 @@ def evaluate(
     Leaves a table (Markdown, JSON) and a Pareto plot (PNG, SVG) in RUN/evaluate, and the answers, so that the
     same command goes on after a kill.
     """
-    from sr_train.evaluate.running import evaluate_recipe
+    offline = stays_offline(offline)
+    from sr_train.evaluate.running import digest_of, evaluate_recipe
 
     given: dict[str, Any] = {
         "source": source,
@@ -131,6 +148,12 @@ def evaluate(
     loaded = replace(loaded, evaluate=part)
     run = opened(loaded, out, "evaluate")
     measured = model or _trained(run)
+    if calibrate and not measured.endswith(".gguf"):
+        raise UsageError("--calibrate needs a GGUF (-m FILE): a batch of answers has no speed of its own")
+    if big is not None and not measured.endswith(".gguf"):
+        raise UsageError(
+            "--big goes with a GGUF (-m FILE); a checkpoint's large model is big.model, by --set"
+        )
     tell = told(run)
     with (
         run.stage("evaluate") as stage,
@@ -138,8 +161,9 @@ def evaluate(
     ):
         if target_share is not None:
             loaded = _at_share(loaded, engine, target_share, offline, tell)
-        called = name or f"{Path(measured).name.replace(':', '-')}-{loaded.evaluate.source.replace(':', '-')}"
+        called = name or f"{_short(measured)}-{loaded.evaluate.source}"
         called = "".join(c if c.isalnum() or c in "-_." else "-" for c in called)
+        events = stage.path / f"{called}.events.jsonl"
         tell(f"measuring {measured} on {loaded.evaluate.source}")
         evaluate_recipe(
             loaded,
@@ -148,18 +172,33 @@ def evaluate(
             called,
             about={
                 "model": _without_folders(measured),
+                "weights": digest_of(Path(measured)),
                 "through": "the client" if is_client else "transformers",
+                **({} if is_client else {"handback": asdict(loaded.handback)}),
+                **({} if big is None else {"large model": _without_folders(str(big))}),
             },
             block=1 if is_client else 256,
             offline=offline,
-            events=stage.path / f"{called}.events.jsonl" if is_client else None,
+            events=events if is_client else None,
             report=_counter(tell),
         )
         print((stage.path / f"{called}.md").read_text("utf-8"), end="")
+        if calibrate:
+            print(_speeds(events, loaded), end="")
+            note(f"a recipe takes them as they are, or with --set latency.calibration={events}")
 
 
 def export(
     run: RunArgument,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of export or hub, such as hub.repo=OWNER/NAME. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
@@ -193,10 +232,16 @@ def export(
     ] = False,
 ) -> None:
     """Merge, convert, quantise, verify, and write the passport: `sr-edge ask -m` runs the file."""
+    from sr_train.card import check_push
     from sr_train.export import export as run_export
     from sr_train.run import RunFolder
 
-    held = RunFolder.read(run)
+    strange = [each for each in settings or () if not each.strip().startswith(("export.", "hub."))]
+    if strange:
+        raise UsageError(f"--set {strange[0]}: the model is trained; what can be set is in export and hub")
+    held = RunFolder.read(run, settings or ())
+    if push:
+        check_push(held, offline=stays_offline(False))
     made = run_export(
         held, stage=stage, quantization=quantization, out=out, verifies=verifies, report=told(held)
     )
@@ -234,6 +279,11 @@ def _engine(
                 remote = held.enter_context(LocalGGUF(gguf, temperature=recipe.big.temperature))
             elif recipe.big.remote is not None:
                 remote = held.enter_context(open_big(recipe.big, render, offline=offline))
+            elif {*recipe.evaluate.arms} != {"small"} or recipe.evaluate.biases:
+                raise UsageError(
+                    "nobody is there to write the spans beside a GGUF: name the large model's with --big, "
+                    "an endpoint with --set big.remote=URL, or measure --arm small alone"
+                )
             client = held.enter_context(
                 ClientEngine(
                     Path(model),
@@ -259,8 +309,23 @@ def _engine(
         yield engine, False
 
 
+def _speeds(events: Path, recipe: Recipe) -> str:
+    """As a recipe holds them."""
+    from sr_train.latency import fit, read_streams
+
+    fitted = asdict(fit(read_streams(events), recipe.latency))
+    return "\n[latency]\n" + "".join(
+        f"{key} = {value:.4g}\n" for key, value in fitted.items() if value is not None
+    )
+
+
+def _short(model: str) -> str:
+    """What an evaluation is called by: of a run's own model its stage, else the last name."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.is_dir() else path.name
+
+
 def _trained(run: object) -> str:
-    from sr_edge.errors import UsageError
     from sr_train.run import RunFolder
 
     assert isinstance(run, RunFolder)

@@ -18,6 +18,7 @@ from sr_train.commands.common import (
     opened,
     recipe_of,
     rehearse,
+    stays_offline,
     told,
 )
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sr_train.problems import Problem
     from sr_train.recipe import BigPart, Recipe
     from sr_train.remotes import Render
-    from sr_train.run import RunFolder
+    from sr_train.run import RunFolder, StageFolder
 
 
 def annotate(
@@ -46,21 +47,24 @@ def annotate(
     if dry_run:
         rehearse(loaded)
         return
+    offline = stays_offline(offline)
     from sr_train.annotate.pipeline import annotate as run_annotate
     from sr_train.annotate.steps import split_steps
     from sr_train.demo.workings import split_workings
 
-    run = opened(loaded, out, "annotate")
-    with run.stage("annotate") as stage:
-        if stage.is_done and not fresh:
-            told(run)("this stage is done already; --fresh begins it again")
-            finished(stage.path / "dataset.jsonl")
-            return
+    run = opened(loaded, out, "annotate", fresh=fresh)
+    place = run.stage("annotate")
+    if _is_done(place, fresh=fresh):
+        finished(place.path / "dataset.jsonl")
+        return
+    problems = _problems(loaded, offline)
+    if fresh:
+        place.clear()
+    with place as stage:
         made = run_annotate(
             loaded,
-            _problems(loaded, offline, training=True),
+            problems,
             stage.path,
-            resume=not fresh,
             report=told(run),
             offline=offline,
             split=split_workings if loaded.data.source.startswith("demo:") else split_steps,
@@ -83,6 +87,7 @@ def sft(
         ),
     ] = None,
     fresh: Fresh = False,
+    offline: Offline = False,
     dry_run: DryRun = False,
 ) -> None:
     """Teach the small model to ask, on annotated traces. Leaves a model in RUN/sft/model.
@@ -94,11 +99,15 @@ def sft(
     if dry_run:
         rehearse(loaded)
         return
+    stays_offline(offline)
     from sr_edge.errors import UsageError
     from sr_train.sft.rows import read_annotated
     from sr_train.sft.training import train_sft
 
-    run = opened(loaded, out, "sft")
+    run = opened(loaded, out, "sft", fresh=fresh)
+    if _is_done(run.stage("sft"), fresh=fresh):
+        finished(run.stage("sft").model)
+        return
     path = rows or run.stage("annotate").path / "dataset.jsonl"
     if not path.is_file():
         raise UsageError(
@@ -138,12 +147,18 @@ def grpo(
     if dry_run:
         rehearse(loaded)
         return
+    offline = stays_offline(offline)
     from sr_train.grpo.training import train_grpo
     from sr_train.remotes import open_big
 
-    run = opened(loaded, out, "grpo")
+    run = opened(loaded, out, "grpo", fresh=fresh)
+    if _is_done(run.stage("grpo"), fresh=fresh):
+        finished(run.stage("grpo").model)
+        return
     begins = start or _taught(run, recipe)
-    problems = _problems(loaded, offline, training=True)
+    problems = _problems(loaded, offline)
+    if loaded.data.validation:
+        problems = problems[: -loaded.data.validation]
 
     def reach(part: BigPart, render: Render) -> Endpoint:
         return open_big(part, render, offline=offline)
@@ -151,14 +166,18 @@ def grpo(
     finished(train_grpo(loaded, problems, begins, run, resume=not fresh, report=told(run), reach=reach))
 
 
-def _problems(recipe: Recipe, offline: bool, *, training: bool) -> list[Problem]:
+def _is_done(stage: StageFolder, *, fresh: bool) -> bool:
+    if fresh or not stage.is_done:
+        return False
+    told(stage.run)("this stage is done already; --fresh begins it again")
+    return True
+
+
+def _problems(recipe: Recipe, offline: bool) -> list[Problem]:
     from sr_train.problems import read_problems
 
     data = recipe.data
-    problems = read_problems(
-        data.source, split=data.split, limit=data.limit, seed=recipe.seed, offline=offline
-    )
-    return problems[: -data.validation] if training and data.validation else problems
+    return read_problems(data.source, split=data.split, limit=data.limit, seed=recipe.seed, offline=offline)
 
 
 def _taught(run: RunFolder, recipe: str) -> str:

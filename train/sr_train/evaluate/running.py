@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,40 @@ def evaluate_recipe(
         Plan(part.samples, part.temperature, recipe.seed, instruction, block),
         LatencyModel.of(recipe.latency),
         folder / f"{name}.jsonl",
-        about={**about, "source": part.source, "limit": part.limit},
+        about={**_writers(recipe), **about, "source": part.source, "split": part.split, "limit": part.limit},
         events=events,
         report=report,
     )
     write_report(figures, folder, name)
     return figures
+
+
+def digest_of(model: Path) -> str | None:
+    """Tells weights from others under the same name: of a GGUF, or of a checkpoint's folder; None without."""
+    files = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+    found = sha256()
+    for path in files:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            found.update(file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16] if files else None
+
+
+def _writers(recipe: Recipe) -> dict[str, Any]:
+    """What else of a recipe an answer depends on: who writes its spans, and how long they may be."""
+    rollout, big = recipe.rollout, recipe.big
+    named = big.model or " ".join(filter(None, (big.remote, big.remote_model)))
+    return {
+        "large model": "the small one itself" if big.fill == "self" else named or "none",
+        "its temperature": big.temperature,
+        "limits": {
+            "max_tokens": rollout.max_tokens,
+            "max_span_tokens": rollout.max_span_tokens,
+            "soft_span_tokens": rollout.soft_span_tokens,
+            "max_spans": rollout.max_spans,
+        },
+    }
 
 
 def evaluate(

@@ -71,7 +71,7 @@ class StepReport(TrainerCallback):
             return
         shown = (
             f"{name} {float(logs[f'offload/{name}']):.3f}"
-            for name in ("accuracy", "share", "spans", "accuracy_alone", "price", "dropped")
+            for name in ("accuracy", "share", "spans", "accuracy_alone", "price", "dropped", "failed")
             if f"offload/{name}" in logs
         )
         self._report(f"step {state.global_step}/{state.max_steps}: {', '.join(shown)}")

@@ -144,7 +144,7 @@ class OffloadRollouts:
 
     def _check_reach(self, rollouts: Sequence[Rollout], sums: _Sums) -> None:
         """Raises: RemoteError: nobody who asked was answered for a while; such steps do not teach to ask."""
-        self._lost = self._lost + 1 if sums.dropped and not sums.asked else 0
+        self._lost = self._lost + 1 if sums.failed and not sums.asked else 0
         errors = [span.error for rollout in rollouts for span in rollout.transcript.spans if span.error]
         if self._lost >= MAX_LOST and errors:
             raise RemoteError(
@@ -213,6 +213,7 @@ class OffloadRollouts:
             spent, clock = self._latency.cost(transcript), measured(transcript)
             sums.dollars_spent += spent.dollars if transcript.cost is None else transcript.cost
             sums.rows += 1
+            sums.failed += rollout.remote_failed
             if fact is None:
                 sums.dropped += 1
                 continue
@@ -237,7 +238,11 @@ class OffloadRollouts:
 
     def _figures(self, sums: _Sums) -> dict[str, float]:
         """What is logged; a mean over nothing is left out."""
-        figures = {"dropped": sums.dropped / sums.rows, "dollars_spent": self.dollars}
+        figures = {
+            "dropped": sums.dropped / sums.rows,
+            "failed": sums.failed / sums.rows,
+            "dollars_spent": self.dollars,
+        }
         if sums.used:
             figures |= {
                 "accuracy": sums.right / sums.used,
@@ -265,6 +270,8 @@ class _Sums:
     """Over rows. From `used` on, of those that could ask and were not dropped."""
 
     rows: float = 0
+    failed: float = 0
+    """The large model did not answer one of its spans."""
     dropped: float = 0
     dollars_spent: float = 0
     local_rows: float = 0

@@ -26,7 +26,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from sr_edge.errors import EdgeError, UsageError
 from sr_edge.remote.endpoint import Endpoint
-from sr_train.checkpoint import Loaded, gathered_state, load_for_training, save_trained
+from sr_train.checkpoint import Loaded, gathered_state, keep_rows_exact, load_for_training, save_trained
 from sr_train.grpo.callbacks import OffloadState, StepReport
 from sr_train.grpo.engine import Reach, batched_engine, vllm_engine
 from sr_train.grpo.rollouts import OffloadRollouts, Place, Written
@@ -36,6 +36,7 @@ from sr_train.problems import Problem
 from sr_train.recipe import BigPart, Recipe
 from sr_train.remotes import Render, open_big
 from sr_train.rewards import marked_text
+from sr_train.rollout.batch import base_of
 from sr_train.rollout.requests import RolloutEngine
 from sr_train.run import RunFolder, StageFolder, append_line, last_checkpoint
 
@@ -54,6 +55,7 @@ _OURS: Mapping[str, str] = {
     "run_name": "name",
     "resume_from_checkpoint": "the command: a run goes on by itself",
     "remove_unused_columns": "nothing: the columns are ours",
+    "eval_strategy": "nothing: `sr-edge train evaluate` measures",
 }
 """TRL's settings that follow from the recipe's own, and from which."""
 
@@ -83,18 +85,19 @@ def train_grpo(
         reach: opens the recipe's endpoint, where it has one; it is closed at the end.
         make_engine: what writes the rollouts; None follows the recipe.
     Raises:
-        UsageError: a setting that TRL does not know or that is ours; a batch that cuts a group; no problem.
+        UsageError: a setting that TRL does not know or that is ours; a batch that cuts a group; no problem;
+            a KL to a model without markers.
         ModelError: a model cannot be read.
         RemoteError: the large model failed in all rollouts of several steps.
         SpentError: `big.max_dollars` would be passed; there is a checkpoint to go on from.
     """
     stage = run.stage("grpo")
-    if not resume:
-        stage.clear()
-    if stage.is_done:
+    if resume and stage.is_done:
         return stage.model
     arguments = grpo_config(recipe, stage.path)
     by_id = _with_answers(problems, report)
+    if not resume:  # nothing is removed for a setting that is refused
+        stage.clear()
     with stage, ExitStack() as opened:
         loaded = load_for_training(
             dataclasses.replace(recipe.model, base=str(start), revision=None),
@@ -164,8 +167,10 @@ def grpo_trainer(
             rollout_func=adapter,
             callbacks=list(callbacks),
         )
+    keep_rows_exact(loaded.model)
     trainer.remove_callback(PrinterCallback)  # there is a line a step
     _check_sharding(trainer)
+    _check_reference(trainer, loaded)
     rollouts = adapter.rollouts = _rollouts(recipe, loaded, problems, make_engine(recipe, loaded, trainer))
     return trainer, rollouts
 
@@ -332,6 +337,28 @@ def _check_sharding(trainer: GRPOTrainer) -> None:
         raise UsageError(
             "rollouts cannot be written from a model that FSDP has cut into shards: each process would need "
             "the others' at times of its own. Launch with DDP or DeepSpeed"
+        )
+
+
+def _check_reference(trainer: GRPOTrainer, loaded: Loaded) -> None:
+    """TRL reads the model that the KL keeps to from where ours was read: markers that we put in, it lacks.
+
+    Raises:
+        UsageError: it does.
+    """
+    if trainer.ref_model is None:
+        return
+    bases: list[Any] = [
+        base_of(trainer.accelerator.unwrap_model(model)) for model in (loaded.model, trainer.ref_model)
+    ]
+    ours, theirs = (base.get_input_embeddings().weight.detach().cpu() for base in bases)
+    if not theirs.numel():  # in shards
+        return
+    ids = [loaded.open_id, loaded.close_id]
+    if max(ids) >= len(theirs) or not torch.equal(ours[ids].to(theirs.dtype), theirs[ids]):
+        raise UsageError(
+            "grpo.trainer.beta compares with the model that this began with, which has no markers: "
+            "begin with what SFT left, or set grpo.trainer.beta=0"
         )
 
 

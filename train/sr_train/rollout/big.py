@@ -201,7 +201,7 @@ class EndpointBig:
                 yield
             finally:
                 self._hub = self._threads = None
-                for stream in self._streams:
+                for stream in list(self._streams):  # threads that end take theirs out meanwhile
                     stream.close()
                 self._streams.clear()
 
@@ -244,7 +244,7 @@ class EndpointBig:
         for attempt in range(1, self._attempts + 1):
             outcome = self._attempt(stream, messages, answer + known.text, max_tokens, until)
             is_hopeless = outcome.fault not in ("unreachable", "busy") or attempt == self._attempts
-            if is_hopeless or stream.has_text or stream.is_closed:
+            if is_hopeless or stream.written != known.text or stream.is_closed:
                 break
             wait = self._pause * 2 ** (attempt - 1) * (1 + self._jitter() / 2)
             wait = max(wait, outcome.retry_after or 0.0)
@@ -347,10 +347,6 @@ class _ThreadedStream:
     @property
     def is_closed(self) -> bool:
         return self.closing.is_set()
-
-    @property
-    def has_text(self) -> bool:
-        return bool(self.written)
 
     def push(self, text: str) -> None:
         if text:

@@ -121,7 +121,7 @@ class BatchedEngine:
             if self._big is not None and request.policy != "local":
                 opened = self._big.open(request, local)
                 stack.callback(opened.close)
-            steering = _Steering(
+            steering = SpanSteering(
                 request.bias,
                 self._max_spans if request.schedule is None and request.policy == "auto" else None,
             )
@@ -139,7 +139,7 @@ class BatchedEngine:
                 yield event
 
 
-class _Steering:
+class SpanSteering:
     """Whether the small model may ask: not after its last span, and nobody is asked who failed."""
 
     def __init__(self, bias: float, max_spans: int | None) -> None:

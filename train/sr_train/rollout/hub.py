@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import queue
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from greenlet import getcurrent, greenlet
-
-from sr_train.rollout.batch import Batch
 
 _FEW = 3
 """A batch is left out where so many times as many rows wait in another one."""
@@ -21,17 +20,37 @@ _PATIENCE = 3
 """Times that it is, at most."""
 
 
+class Waiter(Protocol):
+    @property
+    def waiter(self) -> greenlet | None:
+        """The rollout that can go on."""
+
+
+class Decoder(Protocol):
+    """Whatever rollouts wait for: `batch.Batch`, for one."""
+
+    def running(self, pause: Callable[[], object]) -> AbstractContextManager[None]:
+        """Entered for a run. `pause` lets a rollout wait."""
+
+    @property
+    def waiting(self) -> Sequence[object]:
+        """Who would be served now."""
+
+    def step(self) -> Sequence[Waiter]:
+        """Serve them, or begin to; returns those who are through."""
+
+
 class Hub:
     """Use it for one run."""
 
     def __init__(self) -> None:
         self._main = getcurrent()
-        self._batches: list[Batch] = []
-        self._skipped: Counter[Batch] = Counter()
+        self._batches: list[Decoder] = []
+        self._skipped: Counter[Decoder] = Counter()
         self._woken: queue.SimpleQueue[greenlet] = queue.SimpleQueue()
 
     @contextmanager
-    def decoding(self, batch: Batch) -> Iterator[None]:
+    def decoding(self, batch: Decoder) -> Iterator[None]:
         """Decode the batch whenever rows of it wait."""
         with batch.running(self.pause):
             self._batches.append(batch)
@@ -80,10 +99,10 @@ class Hub:
             ready.append(self._woken.get())
         return ready
 
-    def _due(self) -> list[Batch]:
+    def _due(self) -> list[Decoder]:
         """Batches to decode now: a pass for few rows waits a little for more, while another one has many."""
         most = max((len(batch.waiting) for batch in self._batches), default=0)
-        due: list[Batch] = []
+        due: list[Decoder] = []
         for batch in self._batches:
             if not batch.waiting:
                 continue

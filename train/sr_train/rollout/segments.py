@@ -38,12 +38,11 @@ from sr_edge.roles import (
     Sampled,
 )
 from sr_edge.split import SplitDecoder
-from sr_train.rollout.engine import _Steering
+from sr_train.rollout.engine import SpanSteering
 from sr_train.rollout.hub import Hub
 from sr_train.rollout.requests import Rollout, RolloutRequest, rollout_of
 
 if TYPE_CHECKING:
-    from sr_train.rollout.batch import Batch
     from sr_train.rollout.big import Big
     from sr_train.rollout.local import BatchedLocal
 
@@ -199,7 +198,7 @@ class SegmentEngine:
             return work
 
         with ExitStack() as stack:
-            stack.enter_context(hub.decoding(cast("Batch", desk)))  # it is waited for in the same way
+            stack.enter_context(hub.decoding(desk))
             if self._big is not None and self._big != "self":
                 stack.enter_context(self._big.running(hub))
             hub.run((job(index) for index in range(len(requests))), self._max_rows)
@@ -208,7 +207,7 @@ class SegmentEngine:
         return [rollout for rollout in rollouts if rollout is not None]
 
     def _events(self, request: RolloutRequest, desk: _Desk) -> Iterator[Event]:
-        steering = _Steering(
+        steering = SpanSteering(
             request.bias, self._max_spans if request.schedule is None and request.policy == "auto" else None
         )
         may_ask = self._big is not None and request.policy == "auto" and request.schedule is None
@@ -466,7 +465,7 @@ class _Reading:
 
 
 class _Desk:
-    """Where rollouts wait for the engine. To the hub it is a batch, see `batch.Batch`.
+    """Where rollouts wait for the engine. See `hub.Decoder`.
 
     Readings are done at once; segments once all rollouts wait for one, or the first has waited for long.
     """

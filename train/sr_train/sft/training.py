@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset  # type: ignore[import-untyped]
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -66,15 +72,15 @@ def train_sft(
         ModelError: the base cannot be read.
     """
     stage = run.stage("sft")
-    if not resume:
-        stage.clear()
-    elif stage.is_done:
+    if resume and stage.is_done:
         return stage.model
     check_settings(recipe)
+    config = sft_config(recipe, stage.path, has_validation=bool(validation))
+    if not resume:  # nothing is removed for a setting that is refused
+        stage.clear()
     with stage:
         cache = run.path / "cache"
         loaded = load_for_training(recipe.model, recipe.adapter, cache, train_markers=True, seed=recipe.seed)
-        config = sft_config(recipe, stage.path, has_validation=bool(validation))
         maker = row_maker(recipe, loaded)
         data, told = dataset(maker, rows, recipe.data.max_trace_tokens, config.max_length)
         num_tokens = sum(map(len, data["input_ids"]))
@@ -82,7 +88,12 @@ def train_sft(
             report(told)
         measured, _ = dataset(maker, validation, None, config.max_length) if validation else (None, "")
         trainer = sft_trainer(
-            recipe, loaded, config, data, measured, [MetricsCallback(stage.metrics()), *callbacks]
+            recipe,
+            loaded,
+            config,
+            data,
+            measured,
+            [MetricsCallback(stage.metrics()), _LossReport(report), *callbacks],
         )
         begun = last_checkpoint(stage.path) if resume else None
         if begun is not None:
@@ -136,6 +147,7 @@ def sft_config(recipe: Recipe, folder: Path, *, has_validation: bool = False) ->
         "logging_steps": 10,
         "eval_strategy": "epoch" if has_validation else "no",
         "prediction_loss_only": True,
+        "disable_tqdm": True,  # its bar writes figures to stdout; `_LossReport` tells them
         "ddp_find_unused_parameters": False,  # all that is trained is used in every step
     }
     if not has_accelerator():
@@ -147,9 +159,15 @@ def sft_config(recipe: Recipe, folder: Path, *, has_validation: bool = False) ->
         )
     own = {"output_dir": str(folder), "seed": recipe.seed, **logging_arguments(recipe, "sft")}
     try:
-        return SFTConfig(**{**settings, **own})
+        config = SFTConfig(**{**settings, **own})
     except (TypeError, ValueError) as error:
         raise UsageError(f"sft.trainer: {error}") from None
+    if config.eval_strategy != "no" and not has_validation:
+        raise UsageError(
+            f"sft.trainer.eval_strategy = {settings['eval_strategy']} needs rows to measure: set "
+            "data.validation"
+        )
+    return config
 
 
 def _names() -> set[str]:
@@ -236,11 +254,31 @@ def sft_trainer(
         processing_class=loaded.tokenizer,
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_TokensSeen(trainer))
     keep_rows_exact(loaded.model)
     if isinstance(trainer, ClosingTrainer):
         trainer.close_id = loaded.close_id
     return trainer
+
+
+class _LossReport(TrainerCallback):
+    """One line for each log with a loss, from the first process."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        shown = [f"{name} {float(logs[name]):.3f}" for name in ("loss", "eval_loss") if logs and name in logs]
+        if shown and state.is_world_process_zero:
+            self._report(f"step {state.global_step}/{state.max_steps}: {', '.join(shown)}")
 
 
 class _TokensSeen(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,11 +103,21 @@ def taught(seeds: tuple[int, ...]) -> list[Task]:
     return [Task(seed, teacher) for seed in seeds for teacher in TEACHERS]
 
 
-def learned(seeds: tuple[int, ...], names: tuple[str, ...] = ()) -> Iterator[Task]:
-    """Comparisons first, seed after seed. `names`: of these only; empty for all."""
-    for is_for_all_seeds in (True, False):
-        for seed in seeds if is_for_all_seeds else seeds[:1]:
-            for learning in LEARNINGS:
-                is_wanted = not names or learning.name in names
-                if is_wanted and learning.is_for_all_seeds == is_for_all_seeds:
-                    yield Task(seed, learning.teacher, learning)
+def learned(seeds: tuple[int, ...], names: tuple[str, ...] = ()) -> list[Task]:
+    """What tells most comes first, so that a study that is stopped early has it. `names`: of these only."""
+    tasks = [
+        Task(seed, learning.teacher, learning)
+        for seed in seeds
+        for learning in LEARNINGS
+        if (not names or learning.name in names) and (learning.is_for_all_seeds or seed == seeds[0])
+    ]
+
+    def rank(task: Task) -> int:
+        assert task.learning is not None
+        if task.learning.is_for_all_seeds and task.seed == seeds[0]:
+            return 0
+        if task.learning is LEARNINGS[0]:
+            return 1
+        return 3 if task.learning.is_for_all_seeds else 2
+
+    return sorted(tasks, key=rank)

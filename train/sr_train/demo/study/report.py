@@ -53,9 +53,10 @@ class Against:
     seed: int
     points: float
     """More right answers than the curve has at the same share, in points."""
+    needed: float | None
+    """The share at which the curve has as many right answers; None if it never has, 0 if it has without."""
     saved: float | None
-    """Of the large model's tokens, fewer than the curve needs for as many right answers; None if the curve
-    never has as many."""
+    """Of the large model's tokens, fewer than that; None where `needed` is None or 0."""
     alone: float
     """Change of the right answers with the large model switched off, in points."""
     over_random: float
@@ -147,6 +148,7 @@ def _against(model: Model, models: Sequence[Model]) -> Against | None:
         model.name,
         model.seed,
         points=100 * (model.accuracy - at_share(start.curve, model.share)),
+        needed=needed,
         saved=None if not needed else 1 - model.share / needed,
         alone=100 * (model.alone - start.alone),
         over_random=100 * (model.accuracy - model.random[1]),
@@ -183,14 +185,8 @@ def _markdown(models: Sequence[Model], compared: Sequence[Against], bigs: Sequen
     ]
     for name in (name for name in names if any(each.name == name for each in compared)):
         of_name = [each for each in compared if each.name == name]
-        saved = [each.saved for each in of_name]
-        known = [-100 * each for each in saved if each is not None]
-        never = len(saved) - len(known)
-        tokens = f"{_mean_and_spread(known)} %" if known else ""
-        if never:
-            tokens += f"{'; ' if known else ''}the curve never has as many ({never} of {len(saved)} seeds)"
         lines.append(
-            f"| {name} | {_points([each.points for each in of_name])} | {tokens} "
+            f"| {name} | {_points([each.points for each in of_name])} | {_tokens(of_name)} "
             f"| {_points([each.alone for each in of_name])} |"
         )
     with_budget = [each for each in LEARNINGS if each.target_share is not None and each.name in names]
@@ -211,6 +207,18 @@ def _markdown(models: Sequence[Model], compared: Sequence[Against], bigs: Sequen
             f"Wrong marks of the judge: {_percent(wrong)}. Mean, and ± the standard deviation over seeds.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _tokens(compared: Sequence[Against]) -> str:
+    """The large model's, beside what the curve needs for as many right answers."""
+    known = [-100 * each.saved for each in compared if each.saved is not None]
+    never = sum(each.needed is None for each in compared)
+    free = sum(each.needed == 0 for each in compared)
+    told = [f"{_mean_and_spread(known)} %"] if known else []
+    for count, what in ((never, "the curve never has as many"), (free, "the curve has as many without any")):
+        if count:
+            told.append(f"{what} ({count} of {len(compared)} seeds)")
+    return "; ".join(told)
 
 
 def _percent(values: Sequence[float]) -> str:
