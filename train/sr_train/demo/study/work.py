@@ -44,12 +44,12 @@ def run_task(task: Task, size: Size, out: Path) -> None:
         return
     if task.learning is None:
         recipe = load_recipe("demo", _settings(task, size))
-        run = RunFolder.open(folder, recipe, ("study", task.name))
+        run = RunFolder.open(folder, recipe, ("sr-edge", "train", "study", "--only", task.name))
         rows, facts = _rows(task, size, out)
         model = train_sft(recipe, rows, run)
     else:
         recipe = load_recipe("demo", [*_settings(task, size), *task.learning.settings])
-        run = RunFolder.open(folder, recipe, ("study", task.name))
+        run = RunFolder.open(folder, recipe, ("sr-edge", "train", "study", "--only", task.name))
         problems = read_problems(recipe.data.source, limit=recipe.data.limit, seed=recipe.seed)
         start = out / Task(task.seed, task.teacher).folder / "sft" / "model"
         model, facts = train_grpo(recipe, problems, start, run), {}
