@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import trl.generation.vllm_generation as trl_vllm
+from accelerate import Accelerator
 from tests.train.segment_models import CheckpointSegments
 from tests.train.test_segments import CONTEXT, QUESTION, AtOnce, HashBig, Tiny, engine_of, timeless
 from transformers import AutoModelForCausalLM
 
-from accelerate import Accelerator
 from sr_edge.errors import UsageError
 from sr_edge.roles import Limits, Message
 from sr_train.demo.checkpoint import demo_checkpoint
