@@ -263,8 +263,7 @@ def _plot(models: Sequence[Model], paths: Sequence[Path]) -> None:
         budgets = [m for m in models if m.calibrated]
         if budgets:
             axes.scatter(
-                [100 * m.calibrated[0] for m in budgets if m.calibrated],
-                [100 * m.calibrated[1] for m in budgets if m.calibrated],
+                [100 * m.share for m in budgets], [100 * m.accuracy for m in budgets],
                 marker="+", color="#6b7280", s=42, linewidths=1.2, label="with a budget of 5, 10, 20 %",
             )  # fmt: skip
         chance = [model.random for model in models if model.name != "self"]
