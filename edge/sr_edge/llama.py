@@ -148,11 +148,14 @@ class Llama:
         kv_type: KvType,
         lora: Path | None = None,
         progress: Callable[[float], None] | None = None,
+        sequences: int = SEQUENCES,
+        outputs: int = OUTPUTS,
     ) -> None:
         """Load. `path` must have passed `read_header`, and `lora` `read_adapter_header`.
 
         Args:
             context_size: None for what the model was trained for, 8192 at most.
+            sequences, outputs: what llama.cpp makes room for, where a subclass decodes more of them at once.
         Raises:
             ModelError, UsageError
         """
@@ -176,7 +179,8 @@ class Llama:
             threads = threads or (1 if path.stat().st_size < _SMALL_MODEL else default_threads())
             self.context_size = context_size or min(trained, 8192)
             on_gpu = gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
-            handles.context = self._open_context(path, threads, kv_type, on_gpu=on_gpu)
+            rows = sequences, outputs
+            handles.context = self._open_context(path, threads, kv_type, rows, on_gpu=on_gpu)
             if lora is not None:
                 self._set_adapter(path, lora)
         except BaseException:
@@ -301,7 +305,9 @@ class Llama:
             "trained on"
         )
 
-    def _open_context(self, path: Path, threads: int, kv_type: KvType, *, on_gpu: bool) -> Any:
+    def _open_context(
+        self, path: Path, threads: int, kv_type: KvType, rows: tuple[int, int], *, on_gpu: bool
+    ) -> Any:
         api = self._api
         params = api.llama_context_default_params()
         missing = [
@@ -314,9 +320,8 @@ class Llama:
         params.n_ctx = self.context_size
         params.n_batch = BATCH
         params.n_ubatch = 512 if on_gpu else 256
-        params.n_seq_max = SEQUENCES
+        params.n_seq_max, params.n_outputs_max = rows  # 32 outputs of 152,000: 10 MB, a batch of them: 300
         params.kv_unified = True  # else a fork copies, and each sequence has a fourth of the context
-        params.n_outputs_max = OUTPUTS  # 10 MB instead of 300 for a vocabulary of 152,000
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         params.type_k = params.type_v = {
