@@ -2,7 +2,7 @@
 
 `models` are scripted models that speak the true Protocols; `fault_endpoint` is a scripted server on bare
 sockets that fails in every way that servers do; `oracle` says what must hold afterwards, and `egress_trap`
-sees what this process tries to reach.
+sees what this process tries to reach. `model_endpoint`, which is imported by name, serves a true GGUF.
 """
 
 from sr_edge.testing.egress_trap import EgressTrap
