@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Literal
@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sr_edge.errors import ContextFullError, GenerationError, ModelError, StoppedError, UsageError
-from sr_edge.gguf_header import read_header
+from sr_edge.gguf_header import Tensor, read_header
 from sr_edge.processor import default_threads, has_amx
+from sr_edge.repack import overrides, repackable
 from sr_edge.vocabulary import Vocabulary
 
 BATCH: Final = 512
@@ -34,6 +35,8 @@ SEQUENCES: Final = 4
 KvType = Literal["f32", "f16", "q8_0"]
 
 _ABORTED = 2  # what `llama_decode` returns
+
+_SPINS = "10000"  # looks at a barrier, of some nanoseconds each, before a thread of GNU's OpenMP sleeps
 
 _SMALL_MODEL = 64 << 20
 """Bytes of weights below which threads wait for each other longer than they compute."""
@@ -54,6 +57,11 @@ class Library:
         if level == 4:  # an error
             self._errors.append(" ".join(text.decode("utf-8", "replace").split()))
 
+    @cached_property
+    def system_info(self) -> str:
+        """What of the processor is used: `CPU : AVX = 1 | AVX2 = 1 | ... `."""
+        return str(self.api.llama_print_system_info().decode("utf-8", "replace"))
+
     def forget_errors(self) -> None:
         self._errors.clear()
 
@@ -66,13 +74,14 @@ class Library:
 def library() -> Library:
     """Load llama.cpp.
 
-    Its threads meet at some 500 barriers for each token. By default GNU's OpenMP spins there, which is
-    fastest on an idle machine and ruinous on a busy one: a model of 1.5B on two cores with one other process
-    running wrote 0.4 tokens a second, and 15 where the threads sleep. A laptop is a busy machine, so ours
-    sleep. It can only be chosen before the library is loaded; a user's own choice stands.
+    Its threads meet at some 500 barriers for each token. By default GNU's OpenMP spins there without end,
+    which is ruinous on a busy machine: a model of 1.5B on two cores with one other process running wrote 0.3
+    tokens a second. So ours spin for some microseconds and then sleep: as fast on an idle machine, and ten
+    times as fast on a busy one, from where `governor` takes it on. It can only be chosen before the library
+    is loaded; a user's own choice stands.
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else an abort starts a debugger
     try:
         import llama_cpp.llama_cpp as api
@@ -147,6 +156,7 @@ class Llama:
         gpu_layers: int,
         kv_type: KvType,
         lora: Path | None = None,
+        tensors: Sequence[Tensor] = (),
         progress: Callable[[float], None] | None = None,
         sequences: int = SEQUENCES,
         outputs: int = OUTPUTS,
@@ -155,6 +165,7 @@ class Llama:
 
         Args:
             context_size: None for what the model was trained for, 8192 at most.
+            tensors: of the file, as its header has them; without them more memory may be taken.
             sequences, outputs: what llama.cpp makes room for, where a subclass decodes more of them at once.
         Raises:
             ModelError, UsageError
@@ -164,7 +175,14 @@ class Llama:
         self._handles = handles = _Handles(api)
         self._finalizer = weakref.finalize(self, handles.free)  # at exit too: else Metal aborts there
         try:
-            handles.model = _load_model(self._library, path, gpu_layers=gpu_layers, progress=progress)
+            on_gpu = gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
+            handles.model = _load_model(
+                self._library,
+                path,
+                gpu_layers=gpu_layers,
+                cpu_tensors=() if on_gpu else tensors,
+                progress=progress,
+            )
             handles.vocab = api.llama_model_get_vocab(handles.model)
             self.vocabulary = Vocabulary(api, handles.open_vocab)
             trained: int = api.llama_model_n_ctx_train(handles.model)
@@ -178,7 +196,6 @@ class Llama:
                 handles.adapter = self._load_adapter(path, lora)
             threads = threads or (1 if path.stat().st_size < _SMALL_MODEL else default_threads())
             self.context_size = context_size or min(trained, 8192)
-            on_gpu = gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
             rows = sequences, outputs
             handles.context = self._open_context(path, threads, kv_type, rows, on_gpu=on_gpu)
             if lora is not None:
@@ -352,8 +369,12 @@ def _load_model(
     *,
     gpu_layers: int = 0,
     vocabulary_only: bool = False,
+    cpu_tensors: Sequence[Tensor] = (),
     progress: Callable[[float], None] | None = None,
 ) -> Any:
+    """Args:
+    cpu_tensors: those of the file, if the processor computes with them.
+    """
     api = library.api
     raised: list[BaseException] = []
 
@@ -369,11 +390,18 @@ def _load_model(
     params = api.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     params.vocab_only = vocabulary_only
-    params.use_extra_bufts = not has_amx()
+    amx = has_amx(library.system_info)
+    params.use_extra_bufts = not amx
+    repacked = repackable(cpu_tensors, library.system_info)
+    chosen = overrides(api, repacked) if amx and hasattr(params, "tensor_buft_overrides") else None
+    if chosen is not None:
+        params.tensor_buft_overrides = chosen.pointer
+    if repacked and (chosen is not None or not amx) and hasattr(params, "load_mode"):
+        params.load_mode = api.LLAMA_LOAD_MODE_NONE  # mapped, the file would lie in memory beside them
     params.progress_callback = callback = api.llama_progress_callback(report)
     library.forget_errors()
     model = api.llama_model_load_from_file(os.fsencode(path), params)
-    del callback  # it had to live until here
+    del callback, chosen  # they had to live until here
     if raised:
         if model:
             api.llama_model_free(model)

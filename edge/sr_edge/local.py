@@ -127,6 +127,7 @@ class LlamaLocal:
             gpu_layers=gpu_layers,
             kv_type=kv_type,
             lora=lora,
+            tensors=header.tensors,
             progress=progress,
         )
         try:

@@ -28,8 +28,10 @@ class Scorer:
         Raises:
             ModelError, UsageError
         """
-        read_header(path)
-        self._llama = Llama(path, context_size=context_size, threads=threads, gpu_layers=0, kv_type="f32")
+        tensors = read_header(path).tensors
+        self._llama = Llama(
+            path, context_size=context_size, threads=threads, gpu_layers=0, kv_type="f32", tensors=tensors
+        )
 
     @property
     def vocabulary(self) -> Vocabulary:

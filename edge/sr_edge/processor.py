@@ -6,14 +6,16 @@ import os
 from pathlib import Path
 
 
-def has_amx() -> bool:
-    """Whether the processor multiplies by AMX tiles: some servers, no laptop.
+def has_amx(system_info: str) -> bool:
+    """Whether llama.cpp multiplies by AMX tiles: on some servers, and no laptop.
 
-    There llama.cpp, as GCC 12 compiles it, loads the tile configuration before it is written: with a
-    quantised model the process dies, or not, by what lay on the stack. So its repacked weights, to which
-    these kernels belong, are not used on such machines.
+    As GCC 12 compiles it, it loads the tile configuration before it is written: with a quantised model the
+    process dies, or not, by what lay on the stack. So these kernels are not used.
+
+    Args:
+        system_info: what `llama_print_system_info` says.
     """
-    return "amx_tile" in _read("/proc/cpuinfo")
+    return "AMX_INT8 = 1" in system_info
 
 
 def default_threads() -> int:

@@ -180,7 +180,14 @@ def _compute_a_token(path: Path) -> None:
     header = read_header(path)
     trained = header.metadata[f"{header.architecture}.context_length"]
     assert isinstance(trained, int)
-    llama = Llama(path, context_size=min(trained, _CONTEXT), threads=1, gpu_layers=0, kv_type="f16")
+    llama = Llama(
+        path,
+        context_size=min(trained, _CONTEXT),
+        threads=1,
+        gpu_layers=0,
+        kv_type="f16",
+        tensors=header.tensors,
+    )
     llama.decode([0], sequence=0, position=0, outputs_from=0)
     if not np.isfinite(llama.logits()).all():
         raise ModelError(
