@@ -8,6 +8,7 @@
     │   └── CompletionError 3     (`remote.chatting`) a question got no reply
     ├── HubError            3     (`hub`) the hub cannot be reached
     ├── HistoryError        1     (`store`) the history cannot be read or written
+    ├── StateError          1     (`states`) a cache cannot be kept on disk, or had back from there
     └── GenerationError     1     the local model could not go on
         ├── ContextFullError 1    the context has no room left
         └── StoppedError     1    its user stopped it in the middle of a step

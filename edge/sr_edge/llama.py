@@ -170,6 +170,10 @@ class Llama:
         Raises:
             ModelError, UsageError
         """
+        self.files = tuple((file, _stamp(file)) for file in (path, lora) if file is not None)
+        """What it was made from, and how old each file was then."""
+        self.layout = ""
+        """How its cells lie in memory: they mean nothing to a cache of another layout."""
         self._library = library()
         self._api = api = self._library.api
         self._handles = handles = _Handles(api)
@@ -354,6 +358,7 @@ class Llama:
             # Arm (https://github.com/ggml-org/llama.cpp/issues/27086).
             params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._library.forget_errors()
+        self.layout = f"{kv_type}, flash attention {params.flash_attn_type}"
         context = api.llama_init_from_model(self._handles.model, params)
         if not context:
             reason = self._library.complaint("no reason was given")
@@ -361,6 +366,61 @@ class Llama:
                 f"{path}: no context of {self.context_size} tokens can be opened: {reason}: ask for less"
             )
         return context
+
+    # --- a sequence in a file -------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> str:
+        """Which llama.cpp wrote the cells: their form on disk changes between versions."""
+        import llama_cpp
+
+        return f"llama-cpp-python {llama_cpp.__version__}"
+
+    def sequence_bytes(self, sequence: int) -> int:
+        """What `save_sequence` will write, but for a few."""
+        return int(self._api.llama_state_seq_get_size(self._handles.open_context(), _checked(sequence)))
+
+    def save_sequence(self, sequence: int, ids: Sequence[int], path: Path) -> None:
+        """Write the cells of a sequence, and the ids that they are for, into a file that exists.
+
+        Raises: GenerationError: it could not be written; part of it may have been.
+        """
+        tokens = (self._api.llama_token * len(ids))(*ids)
+        self._library.forget_errors()
+        if not self._api.llama_state_seq_save_file(
+            self._handles.open_context(), os.fsencode(path), _checked(sequence), tokens, len(ids)
+        ):
+            reason = self._library.complaint("no reason was given")
+            raise GenerationError(f"{path}: llama.cpp could not write it: {reason}")
+
+    def load_sequence(self, sequence: int, path: Path, size: int) -> list[int]:
+        """Replace what a sequence holds by the first `size` bytes of a file. Returns the ids.
+
+        llama.cpp trusts the file: nobody else may have written it.
+
+        Raises: GenerationError: it does not fit. The cells are then in disorder: `clear` them.
+        """
+        tokens = (self._api.llama_token * self.context_size)()
+        n = ctypes.c_size_t(0)
+        self._library.forget_errors()
+        read = self._api.llama_state_seq_load_file(
+            self._handles.open_context(),
+            os.fsencode(path),
+            _checked(sequence),
+            tokens,
+            len(tokens),
+            ctypes.byref(n),
+        )
+        if not read:
+            reason = self._library.complaint("no reason was given")
+            raise GenerationError(f"{path}: llama.cpp could not read it: {reason}")
+        if read != size or self.length(sequence) != n.value:
+            raise GenerationError(f"{path}: the file holds other cells than it says")
+        return list(tokens[: n.value])
+
+    def clear(self) -> None:
+        """Forget what all sequences hold, and overwrite it."""
+        self._api.llama_memory_clear(self._memory(), True)
 
 
 def _load_model(
@@ -410,6 +470,11 @@ def _load_model(
         reason = library.complaint("no reason was given")
         raise ModelError(f"{path}: llama.cpp cannot load it: {reason}: get another file of the model")
     return model
+
+
+def _stamp(file: Path) -> int:
+    """Its time of change, in nanoseconds; 0 if there is no such file, which llama.cpp complains about."""
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def _unless_closed(handle: Any) -> Any:

@@ -33,6 +33,7 @@ from sr_edge.gguf_header import Header, read_header
 from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
 from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled
+from sr_edge.states import Origin, StateError, check_state, fingerprint, new_state
 from sr_edge.vocabulary import Vocabulary
 
 _NUM_SEEDS = 0xFFFFFFFF  # this one itself means "random" to llama.cpp
@@ -85,6 +86,7 @@ class LlamaLocal:
         self._decoded = 0  # so many of them have cells
         self._shared = 0  # so many cells are the parent's too
         self._logits_of = _NO_LOGITS  # the call of `decode`, and the number of ids, that they belong to
+        self._origin: Origin | None = None
         model.cursors.append(self)
 
     @classmethod
@@ -341,6 +343,57 @@ class LlamaLocal:
 
     def __exit__(self, *args: object) -> None:
         self.close()
+
+    @property
+    def origin(self) -> Origin:
+        """What its cells are computed with. Raises: StateError: the model's file is not what it was."""
+        if self._origin is None:
+            models = tuple(fingerprint(file, changed) for file, changed in self._llama.files)
+            self._origin = Origin(self._llama.engine, self._llama.layout, models)
+        return self._origin
+
+    @property
+    def state_bytes(self) -> int:
+        """What `save_state` will write, but for a few."""
+        self._check_open()
+        return self._llama.sequence_bytes(self._sequence)
+
+    def save_state(self, path: Path) -> None:
+        """Write what is decoded: the ids and their cells. `path` is replaced whole, or as it was.
+
+        Raises: StateError
+        """
+        self._check_open()
+        with new_state(path, self.origin) as file:
+            try:
+                self._llama.save_sequence(self._sequence, self._ids[: self._decoded], file)
+            except GenerationError as error:
+                raise StateError(str(error)) from None
+
+    def load_state(self, path: Path) -> int:
+        """Hold what `save_state` wrote, in place of all that is held now. Returns the number of ids.
+
+        Only the model itself can, while it has no branches.
+
+        Raises: StateError: it cannot be used. The cursor is as before, or empty if only llama.cpp saw that.
+        """
+        self._check_open()
+        if self._model.cursors != [self]:
+            raise ValueError("a state is loaded while there are branches: close them first")
+        size = check_state(path, self.origin)
+        self.rewind(0)
+        try:
+            ids = self._llama.load_sequence(self._sequence, path, size)
+            for id in ids:
+                self._model.vocabulary.check(id)
+        except BaseException as error:  # half a state would silently corrupt what follows
+            self._llama.clear()
+            if isinstance(error, GenerationError | ValueError):
+                raise StateError(str(error)) from None
+            raise
+        self._ids += ids
+        self._decoded = len(ids)
+        return len(ids)
 
     def _check_open(self) -> None:
         if self._sequence == _CLOSED:
