@@ -38,6 +38,7 @@ _OWN = {
         "Show a recorded answer again, with no model and no network.",
     ),
     "eval": ("sr_edge.commands.eval:evaluate", "Measure what split decoding is worth on known problems."),
+    "bench": ("sr_edge.commands.bench:bench", "Measure how fast this machine is, beside named peers."),
     "logs": ("sr_edge.commands.logs:app", "The conversations that were kept on this machine."),
     "models": ("sr_edge.commands.models:app", "The models on this machine, by name."),
     "remote": ("sr_edge.commands.remote:app", "The large models that may be asked, by name."),
