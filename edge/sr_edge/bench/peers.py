@@ -1,7 +1,7 @@
 """Others that decode the same file: llama.cpp's own benchmark, and llama-cpp-python's two loops.
 
-They run as their users run them, with the same threads. On processors where repacked weights kill llama.cpp
-(`processor.has_amx`) they run without, as the client does.
+They run as their users run them, with the same threads. Only where repacked weights kill llama.cpp (see
+`processor.has_amx`) they go without.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def llama_bench(program: Path, model: Path, threads: int, tokens: int, environ: 
         EdgeError: it failed, or says something else than it used to.
     """
     command = [str(program), "-m", str(model), "-t", str(threads), "-p", "0", "-n", str(tokens)]
-    command += ["-r", "1", "-o", "json", *(["--repack", "0"] if has_amx() else [])]
+    command += ["-r", "1", "-o", "json", *(["--repack", "0"] if _has_tiles() else [])]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env={**environ})
     except OSError as error:
@@ -68,10 +68,11 @@ def llama_cpp_python(model: Path, threads: int, tokens: int, loop: Loop) -> Deco
     from llama_cpp import llama_cpp as api
 
     default = api.llama_model_default_params
+    repacks = not has_amx(api.llama_print_system_info().decode("utf-8", "replace"))
 
     def params() -> Any:
         chosen = default()
-        chosen.use_extra_bufts = not has_amx()
+        chosen.use_extra_bufts = repacks
         return chosen
 
     api.llama_model_default_params = params
@@ -117,3 +118,11 @@ def _steps(llama: Any, prompt: list[int], tokens: int, loop: Loop) -> Iterator[o
             prompt, max_tokens=tokens, temperature=0.6, top_k=40, top_p=0.95, min_p=0.0, stream=True
         )
     )
+
+
+def _has_tiles() -> bool:
+    """Of the processor: how somebody else's llama.cpp was compiled is not known before it runs."""
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
