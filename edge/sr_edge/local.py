@@ -39,6 +39,8 @@ from sr_edge.vocabulary import Vocabulary
 _NUM_SEEDS = 0xFFFFFFFF  # this one itself means "random" to llama.cpp
 _NO_LOGITS = (-1, 0)
 _CLOSED = -1
+_SMALL_SUM = 1e-20
+"""Of exponentials: from here on what is lost to underflow does not count."""
 _FEW = 16
 """Ids that are decoded with what follows them, after a stop: a marker is no longer."""
 
@@ -209,18 +211,18 @@ class LlamaLocal:
             raise ContextFullError(_full(self._llama.context_size))
         self._need_logits()
         logits = self._llama.logits()
-        log_z = self._model.log_normaliser(logits)
-        forbidden = [self._model.vocabulary.check(id) for id in banned]
-        biased = [self._model.vocabulary.check(id) for id in logit_bias]
-        changed = [*biased, *forbidden]
-        before = logits[changed]
-        logits[biased] += np.fromiter(logit_bias.values(), np.float32, len(biased))
-        logits[forbidden] = -math.inf
+        before = [(self._model.vocabulary.check(id), logits[id]) for id in {*banned, *logit_bias}]
+        for id, bias in logit_bias.items():
+            logits[id] += bias
+        for id in banned:
+            logits[id] = -math.inf
         try:
             id = int(logits.argmax()) if self._greedy else self._llama.sample()
         finally:
-            logits[changed] = before  # they may be sampled from again, after a rewind
-        if id in forbidden:
+            for changed, logit in before:  # they may be sampled from again, after a rewind
+                logits[changed] = logit
+        log_z = self._model.log_normaliser(logits)  # now, when the CPU has them in its cache
+        if id in banned:
             raise GenerationError("every token is forbidden here: allow one")
         self._ids.append(id)
         return Sampled(id, float(logits[id]) - log_z)
@@ -459,7 +461,6 @@ class _Model:
     name: str
     metadata: Mapping[str, str]
     markers: Markers | None
-    scratch: NDArray[np.float32]  # shape (vocabulary,)
     cursors: list[LlamaLocal] = field(default_factory=list)
     _close_ids: list[int] = field(default_factory=list)
 
@@ -471,8 +472,7 @@ class _Model:
         except MarkerError as error:
             raise MarkerError(f"{header.path}: {error}") from None
         name = "".join(filter(str.isprintable, metadata.get("general.name", ""))) or header.path.stem
-        scratch = np.empty(vocabulary.size, np.float32)
-        return cls(llama, vocabulary, name, MappingProxyType(metadata), markers, scratch)
+        return cls(llama, vocabulary, name, MappingProxyType(metadata), markers)
 
     def id_under(self, key: str) -> int | None:
         """The token id in the metadata. (llama.cpp has defaults, which are right for GPT-2 only.)"""
@@ -481,15 +481,16 @@ class _Model:
 
     def log_normaliser(self, logits: NDArray[np.float32]) -> float:
         """Log of the sum of their exponentials."""
+        total = self.llama.exp_sum(logits)
+        if _SMALL_SUM < total < math.inf:
+            return math.log(total)
         highest = float(logits.max())
         if not math.isfinite(highest):
             raise GenerationError(
                 "the model's probabilities are not numbers: its file is damaged, or the GPU miscalculates; "
                 "get the file again, or run it on the CPU"
             )
-        np.subtract(logits, highest, out=self.scratch)
-        np.exp(self.scratch, out=self.scratch)
-        return highest + math.log(float(np.einsum("i->", self.scratch)))  # three times as fast as sum()
+        return highest + math.log(self.llama.exp_sum(logits, less=highest))
 
     def log_p_close(self, logits: NDArray[np.float32]) -> float:
         if not self._close_ids:

@@ -27,6 +27,9 @@ class Vocabulary:
         self.adds_bos: bool = api.llama_vocab_get_add_bos(pointer())
         """Whether a prompt should begin with the token for that."""
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+        self._control: int = api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN
+        self._attributes: dict[int, int] = {}
         self._specials: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def check(self, id: int) -> int:
@@ -50,7 +53,9 @@ class Vocabulary:
         return [id for id, spelling in enumerate(spellings) if part in spelling]
 
     def is_end(self, id: int) -> bool:
-        return bool(self._api.llama_vocab_is_eog(self._pointer(), self.check(id)))
+        if (is_end := self._ends.get(id)) is None:
+            is_end = self._ends[id] = bool(self._api.llama_vocab_is_eog(self._pointer(), self.check(id)))
+        return is_end
 
     def is_control(self, id: int) -> bool:
         return bool(self._api.llama_vocab_is_control(self._pointer(), self.check(id)))
@@ -73,11 +78,28 @@ class Vocabulary:
 
         Tokens that are special to the tokenizer only, such as think tags in some vocabularies, are found.
         """
-        return self._tokenize_apart(text, self._special_spellings()[0])
+        ids = self._plain(text, self._control)
+        return self._tokenize_apart(text, self._special_spellings()[0]) if ids is None else ids
 
     def typed(self, text: str) -> list[int]:
         """As `ordinary`, and without any special token at all."""
-        return self._tokenize_apart(text, self._special_spellings()[1])
+        ids = self._plain(text, self._control | self._api.LLAMA_TOKEN_ATTR_USER_DEFINED)
+        return self._tokenize_apart(text, self._special_spellings()[1]) if ids is None else ids
+
+    def _plain(self, text: str, special: int) -> list[int] | None:
+        """Ids of text in which llama.cpp, asked to find all special tokens, finds none with such attributes.
+
+        What it doesn't find need not be kept from it: the list of all special spellings, for which 150,000
+        tokens are looked at, is needed by those texts alone that hold one.
+        """
+        ids = self._tokenize(text, special=True)
+        known = self._attributes
+        for id in set(ids):
+            if (attribute := known.get(id)) is None:
+                attribute = known[id] = self._api.llama_vocab_get_attr(self._pointer(), id)
+            if attribute & special:
+                return None
+        return ids
 
     def _tokenize_apart(self, text: str, spellings: Sequence[str]) -> list[int]:
         """Tokenise the parts of `text` that remain when every occurrence of a spelling is cut in two.

@@ -13,9 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -66,6 +69,43 @@ def small(opened: LlamaLocal) -> LlamaLocal:
     """Greedy, empty, with a context of 256 tokens."""
     opened.rewind(0)
     return opened
+
+
+class Calls(Counter[str]):
+    """Of llama.cpp's functions, by name."""
+
+    bytes_tokenized = 0
+
+
+@contextmanager
+def count_calls(model: LlamaLocal) -> Iterator[Calls]:
+    """All calls of the bindings that the model makes from here on."""
+    calls = Calls()
+    vocabulary, api = model._model.vocabulary, model._llama._api
+
+    class Counted:
+        def __getattr__(self, name: str) -> object:
+            value = getattr(api, name)
+            if not callable(value):
+                return value
+
+            def call(*args: object) -> object:
+                calls[name] += 1
+                if name == "llama_tokenize":
+                    assert isinstance(args[2], int)
+                    calls.bytes_tokenized += args[2]
+                return value(*args)
+
+            return call
+
+    vocabulary._api = model._llama._api = Counted()  # type: ignore[assignment]
+    try:
+        yield calls
+    finally:
+        vocabulary._api = model._llama._api = api
+
+
+SPELLINGS_AND_PARTS = (*CONTROL, *MARKERS, *USER_DEFINED, "<|", "im_start", "|>", "</", "think", ">", "<")
 
 
 def logits_of(model: LlamaLocal) -> np.ndarray:
@@ -248,6 +288,45 @@ def test_entropy_is_that_of_the_next_token(small: LlamaLocal) -> None:
     assert list(small.ids) == [1, 2, 3]
     likeliest = small.sample().id
     assert likeliest == logits.argmax()
+
+
+@pytest.mark.parametrize("shift", [-500.0, -80.0, 0.0, 60.0, 500.0])
+@pytest.mark.parametrize("native", [True, False])
+def test_the_normaliser_is_right_wherever_the_logits_lie(
+    native: bool, shift: float, small: LlamaLocal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = small._model.vocabulary.size
+    row = np.random.default_rng(0).normal(0, 5, size).astype(np.float32) + np.float32(shift)
+    summing = small._llama._exp_sum if native else llama._ExpSum(SimpleNamespace(), size)
+    monkeypatch.setattr(small._llama, "_exp_sum", summing)
+    found = small._model.log_normaliser(row)
+    exact = row.astype(np.float64)
+    expected = exact.max() + math.log(np.exp(exact - exact.max()).sum())
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_function_of_llama_cpp_that_miscounts_is_not_used() -> None:
+    def wrong(n: int, into: int, row: int, less: float) -> float:
+        return 1.0
+
+    assert llama._ExpSum(SimpleNamespace(_lib={"ggml_vec_soft_max_f32": wrong}), 100)._native is None
+
+
+def test_a_token_costs_no_array_of_the_vocabularys_size(tmp_path: Path) -> None:
+    words = [f"word{n}" for n in range(20_000)]
+    path = write_tiny_gguf(tmp_path / "wide.gguf", words=words)
+    with LlamaLocal.open(path, seed=1) as wide:
+        assert wide.markers is not None
+        wide.feed(wide.tokenize("hello"))
+        wide.sample(wide.markers.close_ids)
+        tracemalloc.start()
+        try:
+            for _ in range(5):
+                wide.sample(wide.markers.close_ids, {wide.markers.open_ids[0]: 0.5})
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 20_000  # a row of logits has four bytes for each token
 
 
 def test_forbidden_tokens_are_never_sampled(tiny: Path) -> None:
@@ -775,6 +854,31 @@ def test_typed_text_keeps_its_bytes_and_yields_nothing_special(text: str, opened
         assert b"".join(map(opened.piece, ids)).decode() == text
         assert not any(vocabulary.is_control(id) for id in ids)
     assert not set(vocabulary.typed(text)) & special_ids(opened)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(st.sampled_from([*SPELLINGS_AND_PARTS, "the ", "1", "é"]), max_size=12).map("".join))
+def test_text_without_special_tokens_is_cut_as_any_other(text: str, opened: LlamaLocal) -> None:
+    vocabulary = opened._model.vocabulary
+    control, every = vocabulary._special_spellings()
+    assert vocabulary.ordinary(text) == vocabulary._tokenize_apart(text, control)
+    assert vocabulary.typed(text) == vocabulary._tokenize_apart(text, every)
+
+
+def test_text_without_special_tokens_needs_no_look_at_the_whole_vocabulary(tiny: Path) -> None:
+    with LlamaLocal.open(tiny) as model, count_calls(model) as calls:
+        model.render([Message("user", "the hello 12"), Message("assistant", "er"), Message("user", "ll")])
+        model.tokenize("the other")
+        assert calls["llama_vocab_get_attr"] <= 20  # once for each token that occurs
+        model.tokenize(OPEN)
+        assert calls["llama_vocab_get_attr"] >= model._model.vocabulary.size
+
+
+def test_a_prompt_is_tokenised_in_one_pass(tiny: Path) -> None:
+    with LlamaLocal.open(tiny) as model, count_calls(model) as calls:
+        messages = [Message("user", "hello " * 200), Message("assistant", "the " * 200)] * 5
+        prompt = model.render([*messages, Message("user", "and?")])
+        assert calls.bytes_tokenized <= len(prompt.text.encode())
 
 
 def test_overlapping_spellings_are_all_cut(tmp_path: Path) -> None:
