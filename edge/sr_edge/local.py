@@ -270,6 +270,54 @@ class LlamaLocal:
             self._ids += ids
             return []
 
+    def verify(self, draft: Sequence[int], banned: Collection[int] = ()) -> list[int]:
+        """Append what greedy `sample` would choose, token after token, as far as `draft` foresees it and one
+        token further, in one decode. Returns what was appended: a beginning of `draft`, and one more token.
+
+        One decode of many tokens rounds otherwise than many of one. Where two tokens are equally likely up
+        to that, `sample` may have chosen the other one.
+
+        Args:
+            draft: at most 31 ids. They cost time where they are wrong, and change nothing.
+        Raises:
+            ContextFullError: there is no room for the draft and one more token; nothing was appended.
+            GenerationError: llama.cpp failed; nothing was appended.
+            StoppedError: see `stop`; nothing was appended.
+        """
+        self._check_open()
+        if not self._greedy:
+            raise ValueError("only what is certain can be verified: the temperature must be 0")
+        if len(draft) >= OUTPUTS:
+            raise ValueError(f"a draft of {len(draft)} tokens; it can be {OUTPUTS - 1} at most")
+        if not draft:
+            return [self.sample(banned).id]
+        if self.room < len(draft) + 1:
+            raise ContextFullError(_full(self._llama.context_size))
+        if not self._ids:
+            raise ValueError("nothing to continue: feed a prompt first")
+        if self._decoded == len(self._ids):
+            self._drop_cells(self._decoded - 1)  # the logits after it are needed beside the others
+        before, start = len(self._ids), self._decoded
+        last = before - 1 - start  # the row of the last id; those of the draft follow
+        chosen: list[int] = []
+        try:
+            self._llama.decode(
+                [*self._ids[start:], *draft], sequence=self._sequence, position=start, outputs_from=last
+            )
+            for drafted in (*draft, None):
+                row = self._llama.logits(last + len(chosen))
+                chosen.append(self._model.likeliest(row, banned))
+                if chosen[-1] != drafted:
+                    break
+        except BaseException:
+            self._drop_cells(before)
+            self._decoded = min(before, self._llama.length(self._sequence))
+            raise
+        self._ids += chosen
+        self._decoded = before + len(draft)
+        self._drop_cells(len(self._ids) - 1)  # as after `sample`, the last one has no cell yet
+        return chosen
+
     def rewind(self, n: int) -> None:
         """Keep the first `n` ids. To sample there again, at most one token is decoded again."""
         self._check_open()
@@ -491,6 +539,21 @@ class _Model:
                 "get the file again, or run it on the CPU"
             )
         return highest + math.log(self.llama.exp_sum(logits, less=highest))
+
+    def likeliest(self, logits: NDArray[np.float32], banned: Collection[int]) -> int:
+        """The likeliest token that is not banned."""
+        forbidden = [self.vocabulary.check(id) for id in banned]
+        before = logits[forbidden]
+        logits[forbidden] = -math.inf
+        id = int(logits.argmax())
+        highest = float(logits[id])
+        logits[forbidden] = before
+        if not math.isfinite(highest):
+            raise GenerationError(
+                "no token is allowed here, or the model's probabilities are not numbers: allow one, or get "
+                "the file again"
+            )
+        return id
 
     def log_p_close(self, logits: NDArray[np.float32]) -> float:
         if not self._close_ids:

@@ -1,6 +1,7 @@
 """A large model as a second GGUF in this process. It opens no socket and runs no thread.
 
-It decodes only while it is read: the two models take turns, since they share the same cores.
+It decodes only while it is read: the two models take turns, since they share the same cores. Where the small
+one's vocabulary allows it, it drafts what this one then verifies: see `speculation`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal, Self
 from sr_edge.errors import ContextFullError, EdgeError
 from sr_edge.local import LlamaLocal
 from sr_edge.reading import common_length
+from sr_edge.remote.speculation import Drafting, Speculation, share_vocabulary
 from sr_edge.roles import LocalModel, Message, Outcome
 
 _PREFILL = 128  # prompt tokens between two looks at the clock
@@ -29,6 +31,8 @@ class LocalGGUF:
         temperature: float = 0.0,
         seed: int | None = None,
         batch_tokens: int = 1,
+        small: LocalModel | None = None,
+        threads: int | None = None,
         progress: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -36,12 +40,20 @@ class LocalGGUF:
         temperature: 0 by default: a span is the step that must be right, not one of many attempts.
         batch_tokens: written in one read. On a CPU four tokens take the small model nearly four times as
             long to read as one, so more would only delay the moment when it has the pen again.
+        small: drafts the spans, if it has the same vocabulary and the temperature is 0. Its cache holds the
+            conversation when a span begins, and it stays open as long as this model.
         progress: see `LlamaLocal.open`.
         Raises:
             ModelError: the file is missing or unusable.
         """
         assert batch_tokens > 0
-        self._model = LlamaLocal.open(path, temperature=temperature, seed=seed, progress=progress)
+        self._model = LlamaLocal.open(
+            path, temperature=temperature, seed=seed, threads=threads, progress=progress
+        )
+        self.speculation: Speculation | None = None
+        """None where nothing is drafted."""
+        if small is not None and temperature == 0 and share_vocabulary(small, self._model):
+            self.speculation = Speculation(small, self._model, clock=clock)
         self._batch_tokens = batch_tokens
         self._clock = clock
         self._stream: LocalStream | None = None
@@ -54,8 +66,9 @@ class LocalGGUF:
         """One at a time: the span before is closed."""
         if self._stream is not None:
             self._stream.close()
+        drafting = self.speculation.begin(max_tokens) if self.speculation else None
         self._stream = LocalStream(
-            self._model, tuple(messages), answer, max_tokens, self._batch_tokens, self._clock
+            self._model, tuple(messages), answer, max_tokens, self._batch_tokens, self._clock, drafting
         )
         return self._stream
 
@@ -89,13 +102,18 @@ class LocalStream:
         max_tokens: int,
         batch_tokens: int,
         clock: Callable[[], float],
+        drafting: Drafting | None = None,
     ) -> None:
+        """Args:
+        drafting: has `model` write this span; the stream closes it.
+        """
         self._model = model
         self._messages = messages
         self._answer = answer
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
         self._clock = clock
+        self._drafting = drafting
         markers = model.markers
         self._banned: tuple[int, ...] = ()
         if markers is not None and markers.form == "token":  # as text, the caller takes them out
@@ -137,7 +155,7 @@ class LocalStream:
         return self._outcome is not None
 
     def _step(self) -> str:
-        """Read a piece of the prompt, or write a token."""
+        """Read a piece of the prompt, or write a token or a few."""
         model = self._model
         if self._unread is None:
             self._unread = self._find_unread()
@@ -151,12 +169,20 @@ class LocalStream:
         if model.room < 1:
             self._end("cap", f"the context of {model.name} is full after {len(model.ids)} tokens")
             return ""
-        id = model.sample(self._banned).id
-        if model.is_end(id):
-            self._end("stop")
-            return ""
-        self._tokens += 1
-        return self._decoder.decode(model.piece(id))
+        text = ""
+        for id in self._write(min(self._max_tokens - self._tokens, model.room)):
+            if model.is_end(id):
+                self._end("stop")
+                break
+            self._tokens += 1
+            text += self._decoder.decode(model.piece(id))
+        return text
+
+    def _write(self, most: int) -> Sequence[int]:
+        """The model's next token; or more of them, if they were drafted."""
+        if self._drafting is None:
+            return [self._model.sample(self._banned).id]
+        return self._drafting.write(most, self._banned)
 
     def _find_unread(self) -> list[int]:
         """Rewind the cache to what it shares with the prompt; the rest is to be fed."""
@@ -173,6 +199,8 @@ class LocalStream:
         return wanted[shared:]
 
     def _end(self, end: Literal["stop", "cap", "error"], error: str | None = None) -> None:
+        if self._drafting is not None:
+            self._drafting.close()
         self._outcome = Outcome(
             end,
             error,
