@@ -92,8 +92,7 @@ def describe(environ: Mapping[str, str]) -> Machine:
 def compiled() -> Compiled:
     from sr_edge.llama import library
 
-    said: bytes = library().api.llama_print_system_info()
-    flags = (part.strip() for part in said.decode("utf-8", "replace").split("|"))
+    flags = (part.strip() for part in library().system_info.split("|"))
     return Compiled(", ".join(flag for flag in flags if flag and not flag.endswith("= 0")))
 
 

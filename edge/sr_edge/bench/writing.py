@@ -16,14 +16,17 @@ from typing import Any, Final
 
 from sr_edge.errors import EdgeError
 from sr_edge.events import Event, LocalToken
+from sr_edge.gguf_header import read_header
 from sr_edge.llama import library
 from sr_edge.local import LlamaLocal, SamplerSettings
 from sr_edge.roles import Limits, Message
+from sr_edge.shelf import facts_of
 from sr_edge.split import SplitDecoder
 from sr_edge.transcript import Fold
 
 STEPS: Final = ("llama_decode", "llama_sampler_sample")
 QUESTION: Final = (Message("user", "How many coins are in 12 bags of 17?"),)
+_CONTEXT: Final = 2048
 _ATTEMPTS: Final = 16  # a model may end its answer after a word
 
 
@@ -86,7 +89,7 @@ def write(
     Raises:
         EdgeError: the model cannot be used, or ends its answers at once.
     """
-    with metered(library().api) as meter, _open(model, threads, context or 2048) as local:
+    with metered(library().api) as meter, open_model(model, threads, context or _CONTEXT) as local:
         local.feed(local.render(QUESTION).ids[:1])
         for _ in range(3):  # llama-bench warms up too: the first steps touch memory that was not there
             local.sample()
@@ -140,9 +143,10 @@ def _answer(
     return Written(max(0, seen - 1), ended[0] - began[0], ended[1] - began[1])
 
 
-def _open(model: Path, threads: int, context: int) -> LlamaLocal:
-    from sr_edge.gguf_header import read_header
-    from sr_edge.shelf import facts_of
+def open_model(model: Path, threads: int, context: int) -> LlamaLocal:
+    """With so much context, or as much as the model was trained for."""
+    return LlamaLocal.open(model, threads=threads, n_ctx=min(context, trained_context(model)), seed=0)
 
-    trained = facts_of(read_header(model)).context
-    return LlamaLocal.open(model, threads=threads, n_ctx=min(context, trained), seed=0)
+
+def trained_context(model: Path) -> int:
+    return facts_of(read_header(model)).context

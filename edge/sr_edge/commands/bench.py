@@ -33,11 +33,21 @@ if TYPE_CHECKING:
 
 class Subject(Enum):
     DECODE = "decode"
+    GROWTH = "growth"
+    MEMORY = "memory"
+    STARTUP = "startup"
+    BUSY = "busy"
+    TURNS = "turns"
     ALL = "all"
 
 
 _SUBJECTS = {
     Subject.DECODE: "sr_edge.bench.decode",
+    Subject.GROWTH: "sr_edge.bench.growth",
+    Subject.MEMORY: "sr_edge.bench.memory",
+    Subject.STARTUP: "sr_edge.bench.startup",
+    Subject.BUSY: "sr_edge.bench.busy",
+    Subject.TURNS: "sr_edge.bench.turns",
 }
 """In the order of `all`: modules with `rows` (see `sr_edge.bench.report`)."""
 

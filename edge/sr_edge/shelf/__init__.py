@@ -6,7 +6,7 @@ what its header says. What is on the shelf is never changed, only replaced whole
 
 from __future__ import annotations
 
-from sr_edge.shelf.facts import Facts, amount, facts_of, memory_need
+from sr_edge.shelf.facts import Facts, amount, cache_need, facts_of, memory_need
 from sr_edge.shelf.folder import (
     BUILT_IN,
     NONE,
@@ -40,6 +40,7 @@ __all__ = [
     "Shelved",
     "Verdict",
     "amount",
+    "cache_need",
     "check_on_load",
     "facts_of",
     "find",

@@ -83,13 +83,17 @@ def memory_need(header: Header, context: int | None = None) -> int:
     Args:
         context: None for what the model is opened with.
     """
+    return header.file_size + cache_need(header, context) + min(_WORKSPACE, header.file_size)
+
+
+def cache_need(header: Header, context: int | None = None) -> int:
+    """Bytes of a KV cache; arguments as above."""
     heads = _number(header, "attention.head_count")
     kv_heads = _number(header, "attention.head_count_kv", heads)
     key = _number(header, "attention.key_length", _number(header, "embedding_length") // heads)
     value = _number(header, "attention.value_length", key)
     context = context or min(_number(header, "context_length"), MAX_CONTEXT)
-    cache = context * _number(header, "block_count") * kv_heads * (key + value) * _F16
-    return header.file_size + cache + min(_WORKSPACE, header.file_size)
+    return context * _number(header, "block_count") * kv_heads * (key + value) * _F16
 
 
 def _number(header: Header, key: str, otherwise: int = 0) -> int:

@@ -1,0 +1,62 @@
+"""What another busy program does to the speed: a fair system halves it, waiting threads can do far worse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Final
+
+from sr_edge.bench.fresh import fresh
+from sr_edge.bench.pairs import Spread, in_rounds, ratios
+from sr_edge.bench.report import Found, Goal, Row, Side, failures
+from sr_edge.bench.setting import Setting
+from sr_edge.bench.writing import Written, write
+
+SUBJECT = "busy"
+ALONE: Final = "alone"
+BESIDE: Final = "beside it"
+_MANY = 1 << 20  # tokens: time is what ends these runs
+
+
+def rows(setting: Setting) -> Iterator[Found]:
+    measured = in_rounds(_sides(setting), setting.pairs, say=setting.say)
+    yield from failures(SUBJECT, measured.failures)
+    rates = {name: [one.rate for one in got] for name, got in measured.values.items()}
+    if len(rates) == 2:
+        yield Row(
+            SUBJECT,
+            "tokens a second, beside one busy process / alone",
+            ratios(rates[BESIDE], rates[ALONE]),
+            "x",
+            Goal("at least", 0.5),
+            tuple(Side(name, Spread.of(rates[name]), "tok/s") for name in (BESIDE, ALONE)),
+            f"{setting.seconds:g} seconds each, from a start at full threads",
+        )
+
+
+def _sides(setting: Setting) -> Mapping[str, Callable[[], Written]]:
+    def write_for_a_time(*, has_company: bool) -> Written:
+        with busy_process() if has_company else nullcontext():
+            return fresh(
+                partial(write, setting.model, setting.threads, _MANY, context=None, seconds=setting.seconds),
+                setting.own_environ,
+            )
+
+    return {
+        ALONE: lambda: write_for_a_time(has_company=False),
+        BESIDE: lambda: write_for_a_time(has_company=True),
+    }
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """One that wants a whole core, and touches next to no memory."""
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
