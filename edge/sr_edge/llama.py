@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 
 from sr_edge.errors import ContextFullError, GenerationError, ModelError, StoppedError, UsageError
 from sr_edge.gguf_header import Tensor, read_header
-from sr_edge.processor import default_threads, has_amx
+from sr_edge.governor import Governor, Pace
+from sr_edge.processor import OtherUse, default_threads, has_amx, physical_cores
 from sr_edge.repack import overrides, repackable
 from sr_edge.vocabulary import Vocabulary
+from sr_edge.watchdog import Watchdog
 
 BATCH: Final = 512
 """Tokens per call of `decode`, at most."""
@@ -64,6 +67,11 @@ class Library:
     def system_info(self) -> str:
         """What of the processor is used: `CPU : AVX = 1 | AVX2 = 1 | ... `."""
         return str(self.api.llama_print_system_info().decode("utf-8", "replace"))
+
+    @cached_property
+    def governor(self) -> Governor:
+        """All models of the process share its cores."""
+        return Governor(cores=physical_cores(), others=OtherUse())
 
     def forget_errors(self) -> None:
         self._errors.clear()
@@ -226,7 +234,8 @@ class Llama:
                 raise UsageError(f"{threads} threads: there must be at least one")
             if lora is not None:  # before the context, which reserves memory for its steps
                 handles.adapter = self._load_adapter(path, lora)
-            threads = threads or (1 if path.stat().st_size < _SMALL_MODEL else default_threads())
+            is_small = path.stat().st_size < _SMALL_MODEL
+            threads = threads or (1 if is_small else default_threads())
             self.context_size = context_size or min(trained, 8192)
             rows = sequences, outputs
             handles.context = self._open_context(path, threads, kv_type, rows, on_gpu=on_gpu)
@@ -243,6 +252,10 @@ class Llama:
         self._row_type = ctypes.c_float * self.vocabulary.size
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._exp_sum = _ExpSum(api, self.vocabulary.size)
+        self._threads = self._ceiling = threads
+        self._governor = None if is_small or on_gpu or threads == 1 else self._library.governor
+        self._pace = Pace()
+        self._watchdog = Watchdog(self._stop.alarm)
         self.decodes = 0
         """How often `decode` was called: logits are those of the last call."""
 
@@ -275,7 +288,7 @@ class Llama:
         self.decodes += 1
         self._library.forget_errors()
         batch = self._batch.fill(ids, _checked(sequence), position, outputs_from)
-        result: int = self._api.llama_decode(context, batch)
+        result = self._compute(context, batch, len(ids), position)
         if result == 1:
             raise ContextFullError(
                 f"the context of {self.context_size} tokens is full: ask with a larger one, or start anew"
@@ -285,6 +298,38 @@ class Llama:
         if result != 0:
             reason = self._library.complaint(f"error {result}")
             raise GenerationError(f"llama.cpp could not go on: {reason}: try again with a smaller context")
+
+    def _compute(self, context: Any, batch: Any, num_tokens: int, position: int) -> int:
+        """`llama_decode`, with as many threads as the other programs on this machine leave room for."""
+        governor, pace, ceiling = self._governor, self._pace, self._ceiling
+        if governor is None:
+            return int(self._api.llama_decode(context, batch))
+        while True:
+            self._set_threads(context, governor.threads(ceiling))
+            if num_tokens > 1:  # these differ in what they take
+                return int(self._api.llama_decode(context, batch))
+            limit = governor.limit(pace, ceiling, position)
+            began = time.perf_counter()
+            if limit is not None:
+                self._watchdog.begin(limit)
+            try:
+                result = int(self._api.llama_decode(context, batch))
+            finally:
+                is_overdue = limit is not None and self._watchdog.end()
+                if is_overdue:
+                    self._stop.end_alarm()
+            seconds = time.perf_counter() - began
+            if result == 0:
+                governor.took(pace, ceiling, position, seconds)
+            elif result == _ABORTED and is_overdue and not self.is_stopped:
+                governor.overran(pace, seconds)
+                continue  # llama.cpp has taken the token's cell back
+            return result
+
+    def _set_threads(self, context: Any, threads: int) -> None:
+        if threads != self._threads:
+            self._api.llama_set_n_threads(context, threads, threads)
+            self._threads = threads
 
     def logits(self, index: int = -1) -> NDArray[np.float32]:
         """Logits after the token at `index` of the last batch, shape (vocabulary,); -1 for the last output.
@@ -526,15 +571,16 @@ def _checked(sequence: int) -> int:
 
 
 class _StopFlag:
-    """One byte that llama.cpp looks at between two steps of its graph, some hundred times for each token.
+    """Bytes that llama.cpp looks at between two steps of its graph, some hundred times for each token.
 
     A function of ours would need the interpreter each time, and slow down every token. The C library has one
-    that does: `atoi` reads "0" or "1" where the flag stands.
+    that does: `atoi` reads a number, and any but 0 stops. Its first digit is the user's, its second the
+    watchdog's, so that neither undoes what the other said, on whichever thread.
     """
 
     def __init__(self, api: ModuleType) -> None:
         self._api = api
-        self._text = ctypes.create_string_buffer(b"0")
+        self._text = ctypes.create_string_buffer(b"00")
         read_flag = ctypes.CDLL("msvcrt" if os.name == "nt" else None).atoi
         self._read_flag = ctypes.cast(read_flag, api.ggml_abort_callback)
 
@@ -544,11 +590,18 @@ class _StopFlag:
 
     @property
     def is_set(self) -> bool:
-        return self._text.value == b"1"
+        """By the user."""
+        return self._text[0] == b"1"
 
     @is_set.setter
     def is_set(self, value: bool) -> None:
         self._text[0] = b"1" if value else b"0"
+
+    def alarm(self) -> None:
+        self._text[1] = b"1"
+
+    def end_alarm(self) -> None:
+        self._text[1] = b"0"
 
 
 class _ExpSum:
