@@ -62,6 +62,8 @@ class SessionSettings:
     """Of one answer; None: as many as `policy.SpanGate` allows by itself."""
     hedge: bool = False
     """The small model writes on while an endpoint has not begun; a remote's own setting goes before."""
+    speculate: bool = True
+    """The small model drafts what a large GGUF writes, where that is faster: see `remote.speculation`."""
     redact: tuple[str, ...] = ()
     """Names of `redact.rules`; a remote's own setting goes before."""
     budget: Budget | None = None
@@ -108,6 +110,7 @@ def settings_of(
         max_span_tokens=config.offload.max_span_tokens,
         max_spans=config.offload.max_spans,
         hedge=config.offload.hedge if own_hedge is None else own_hedge,
+        speculate=config.offload.speculate,
         redact=config.offload.redact,
         budget=config.budget,
         dry_run=dry_run,
@@ -220,7 +223,7 @@ class Session:
                 outside = _reach(remote, settings, local, environ, warn)
                 owned.callback(outside.endpoint.close)
             elif gguf is not None and settings.policy != "local":
-                big = owned.enter_context(_open_gguf(gguf, settings, shares[-1]))
+                big = owned.enter_context(_open_gguf(gguf, settings, local, shares[-1]))
             return cls(
                 local,
                 outside.model if outside else big,
@@ -436,10 +439,18 @@ def _shares(
     return [share(start, size) for start, size in zip(before, sizes, strict=True)]
 
 
-def _open_gguf(path: str, settings: SessionSettings, progress: Callable[[float], None] | None) -> LocalGGUF:
+def _open_gguf(
+    path: str, settings: SessionSettings, small: LocalModel, progress: Callable[[float], None] | None
+) -> LocalGGUF:
     from sr_edge.remote.local_gguf import LocalGGUF
 
     temperature = settings.big_temperature
     if temperature is None:
         temperature = settings.temperature if settings.policy == "remote" else 0.0
-    return LocalGGUF(Path(path), temperature=temperature, seed=settings.seed, progress=progress)
+    return LocalGGUF(
+        Path(path),
+        temperature=temperature,
+        seed=settings.seed,
+        small=small if settings.speculate else None,
+        progress=progress,
+    )

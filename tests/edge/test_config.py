@@ -47,6 +47,7 @@ offline = false
 [offload]
 policy = "local"
 hedge = true
+speculate = false
 max_span_tokens = 100
 max_spans = 7
 redact = ["email", "key"]
@@ -107,6 +108,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
     assert known.model == "/home/ida/small.gguf"  # a path is relative to the file it stands in
     assert known.budget == Budget(0.02, 1.0, 1000, 2000, 0.4)
     assert (known.offload.max_spans, known.offload.redact) == (7, ("email", "key"))
+    assert not known.offload.speculate
     assert known.remote() == RemoteConfig(
         name="lab",
         url="https://api.example.com/v1",
@@ -126,7 +128,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
     written = {key.name for key in SCHEMA} | {f"remotes.lab.{key.name}" for key in REMOTE}
     assert {name for name in written if not known.origin(name).startswith("config.toml:")} == set()
     assert known.origin("default_remote") == "config.toml:1"
-    assert known.origin("remotes.lab.price.output") == "config.toml:44"
+    assert known.origin("remotes.lab.price.output") == "config.toml:45"
 
 
 VALUES = {  # for each kind a text, and what it means

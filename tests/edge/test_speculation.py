@@ -1,6 +1,7 @@
 """The small model drafts what the large one then verifies: the same text, in fewer decodes."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from sr_edge.remote import speculation
 from sr_edge.remote.local_gguf import LocalGGUF
 from sr_edge.remote.speculation import Always, Contest, Speculation, share_vocabulary
 from sr_edge.roles import NO_BIAS, Limits, Message
+from sr_edge.session import Session, SessionSettings
 from sr_edge.split import SplitDecoder
 from sr_edge.suites.demo import problems
 from sr_edge.transcript import fold
@@ -364,6 +366,22 @@ def test_the_small_models_markers_are_in_no_draft(folder, monkeypatch):
     assert drafts
     assert all(len(draft) <= 2 for draft in drafts), "a draft ends where the small model wants the pen"
     assert not {*markers.open_ids, *markers.close_ids} & {id for draft in drafts for id in draft}
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_session_lets_the_small_model_draft_unless_that_is_switched_off(folder, speculate):
+    chosen = SessionSettings(
+        model=folder / "alike.gguf", big=str(folder / "big.gguf"), policy="remote", temperature=0.7, seed=1
+    )
+    with Session.open(replace(chosen, speculate=speculate)) as session:
+        assert session.remote.speculation is None, "the large model's whole answers are drawn by lot"
+    chosen = replace(chosen, big_temperature=0.0, max_tokens=60, speculate=speculate)
+    with Session.open(chosen) as session:
+        assert (session.remote.speculation is not None) == speculate
+        text = fold(list(session.answer(QUESTION))).text
+        assert not speculate or session.remote.speculation.contest.is_kept is not None, "tried"
+    with Session.open(replace(chosen, speculate=False)) as session:
+        assert fold(list(session.answer(QUESTION))).text == text
 
 
 # --- whether to draft ----------------------------------------------------------------------------------

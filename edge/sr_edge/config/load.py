@@ -44,6 +44,7 @@ _IS_NEAR = 0.75  # for names of variables: so near is ONLINE to OFFLINE
 class Offload:
     policy: Dial
     hedge: bool
+    speculate: bool
     max_span_tokens: int
     max_spans: int | None
     redact: tuple[str, ...]

@@ -75,6 +75,12 @@ SCHEMA: tuple[Key, ...] = (
     Key("offline", "flag", "open no socket; if any of flag, environment and file says so, it holds", False),
     Key("offload.policy", "choice", "who writes", "auto", choices=get_args(Dial), env="SR_EDGE_POLICY"),
     Key("offload.hedge", "flag", "go on locally while the remote's first text is awaited", False),
+    Key(
+        "offload.speculate",
+        "flag",
+        "let the small model draft what a large GGUF here writes, where that is faster",
+        True,
+    ),
     Key("offload.max_span_tokens", "count", "of one span", 512, low=1),
     Key("offload.max_spans", "count", "of one answer", low=0),
     Key("offload.redact", "words", "hidden before anything is sent", (), choices=REDACTIONS),
