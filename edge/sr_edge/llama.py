@@ -453,9 +453,9 @@ class Llama:
     @property
     def engine(self) -> str:
         """Which llama.cpp wrote the cells: their form on disk changes between versions."""
-        import llama_cpp
+        from importlib.metadata import version
 
-        return f"llama-cpp-python {llama_cpp.__version__}"
+        return f"llama-cpp-python {version('llama-cpp-python')}"
 
     def sequence_bytes(self, sequence: int) -> int:
         """What `save_sequence` will write, but for a few."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sr_edge.local import LlamaLocal
     from sr_edge.outside import Outside
     from sr_edge.remote.local_gguf import LocalGGUF
+    from sr_edge.states import Reopening
 
 API_KEY_VARIABLE = "SR_EDGE_API_KEY"
 """Where the key for a --big URL is read from. A remote that has a name has its own key (`keys`)."""
@@ -69,6 +70,8 @@ class SessionSettings:
     budget: Budget | None = None
     dry_run: bool = False
     """Open no socket, and take down what the first span would send."""
+    kept_mb: int | None = None
+    """How much of the disk the caches of conversations may take; None keeps none."""
 
     def limits(self) -> Limits:
         soft = min(Limits().soft_span_tokens, self.max_span_tokens)
@@ -114,6 +117,7 @@ def settings_of(
         redact=config.offload.redact,
         budget=config.budget,
         dry_run=dry_run,
+        kept_mb=config.cache.max_mb if config.cache.conversations and config.log.enabled else None,
     )
     if config.model is None:
         _check(settings)
@@ -147,12 +151,14 @@ class Session:
         suite: str | None = None,
         notices: Sequence[str] = (),
         stoppable: Sequence[Stoppable] = (),
+        reopening: Reopening | None = None,
         owned: ExitStack | None = None,
     ) -> None:
         """Args:
         outside: what `remote` and `gate` are part of, if the large model is asked over the network.
         suite: the only kind of problem that the models were made for, if there is one.
         stoppable: the models that compute on this machine.
+        reopening: keeps the cache of `local` on disk, by conversation.
         owned: closed with the session.
         """
         self.local = local
@@ -165,6 +171,7 @@ class Session:
         self._bias = 0.0
         self._suite = suite
         self._stoppable = tuple(stoppable)
+        self._reopening = None if self.hears_one_question else reopening
         self._owned = owned or ExitStack()
 
     @classmethod
@@ -233,6 +240,7 @@ class Session:
                 suite=local.metadata.get(_SUITE),
                 notices=notices,
                 stoppable=[local, big] if big else [local],
+                reopening=_reopening_of(settings, local, environ, warn),
                 owned=owned.pop_all(),
             )
 
@@ -305,6 +313,24 @@ class Session:
     def told(self, messages: Sequence[Message]) -> Sequence[Message]:
         """What of a conversation the models are told."""
         return messages[-1:] if self.hears_one_question else messages
+
+    def turn_to(self, conversation: str | None) -> None:
+        """What is answered from here on belongs to this one, whose cache is had back if it is on disk.
+
+        None: to none that is kept.
+        """
+        if self._reopening is not None:
+            self._reopening.turn_to(conversation)
+
+    def keep(self) -> None:
+        """Write the conversation's cache to disk, if such are kept and it has changed."""
+        if self._reopening is not None:
+            self._reopening.keep()
+
+    def forget(self, conversation: str) -> None:
+        """The user removed it: nothing of it may come to disk any more."""
+        if self._reopening is not None:
+            self._reopening.forget(conversation)
 
     def stop(self) -> None:
         """From any thread: no model computes any more until `go_on`. An answer needs `cancelled` besides."""
@@ -437,6 +463,17 @@ def _shares(
         return lambda done: progress((start + done * size) / whole)
 
     return [share(start, size) for start, size in zip(before, sizes, strict=True)]
+
+
+def _reopening_of(
+    settings: SessionSettings, local: LlamaLocal, environ: Mapping[str, str], warn: Callable[[str], None]
+) -> Reopening | None:
+    if settings.kept_mb is None:
+        return None
+    from sr_edge.states import Reopening, StateFolder, states_dir
+
+    folder = StateFolder(states_dir(environ), max_bytes=settings.kept_mb << 20)
+    return Reopening(local, folder, warn=warn)
 
 
 def _open_gguf(

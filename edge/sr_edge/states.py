@@ -173,6 +173,11 @@ def states_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return cache_dir(environ) / "conversations"
 
 
+def forget_states(conversation: str, environ: Mapping[str, str] = os.environ) -> None:
+    """The conversation was removed: so is what was read of it, whoever kept that."""
+    StateFolder(states_dir(environ), max_bytes=0).forget(conversation)
+
+
 class StateFolder:
     """Files by conversation and origin. When they become too many, those used longest ago go."""
 
@@ -209,9 +214,11 @@ class StateFolder:
             os.utime(path)
 
     def forget(self, conversation: str) -> None:
-        """All there is of it."""
-        for one in self._folder.glob(f"*{_checked(conversation)}-*{_SUFFIX}*"):
-            _remove(one)
+        """All there is of it; what the cells say is overwritten."""
+        for start in ("", "."):  # whole, and half written
+            for one in self._folder.glob(f"{start}{_checked(conversation)}-*{_SUFFIX}*"):
+                _overwrite(one)
+                _remove(one)
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         found = []
@@ -232,6 +239,15 @@ def _checked(conversation: str) -> str:
     if not _NAME.fullmatch(conversation):
         raise ValueError(f"{conversation!r} is no conversation's id")
     return conversation
+
+
+def _overwrite(path: Path) -> None:
+    with suppress(OSError), path.open("r+b", buffering=0) as file:
+        zeros = bytes(_CHUNK)
+        for at in range(0, path.stat().st_size, _CHUNK):
+            file.seek(at)
+            file.write(zeros[: path.stat().st_size - at])
+        os.fsync(file.fileno())
 
 
 def _remove(path: Path) -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.command_line import call
 from tests.tiny_gguf import write_tiny_gguf
 
 from sr_edge import states
+from sr_edge.events import Started, from_json
 from sr_edge.llama import KvType
 from sr_edge.local import LlamaLocal
 from sr_edge.states import Origin, Reopening, StateError, StateFolder, check_state, fingerprint, new_state
@@ -186,7 +188,7 @@ def test_a_cache_of_another_precision_cannot_use_it(kept: Path, tiny: Path) -> N
 
 def test_another_llama_cpp_cannot_use_it(kept: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tiny) as model:
-        monkeypatch.setattr("llama_cpp.__version__", "9.9.9")
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
         expect_refused(kept, model, "computed in another way")
 
 
@@ -425,7 +427,12 @@ def test_a_conversation_that_is_forgotten_leaves_nothing(tmp_path: Path) -> None
         cells.ids[:] = [1, 2, len(name)]
         one.keep()
     (tmp_path / ".second-00.kv.aaaa").write_bytes(b"half")
+    (secret,) = tmp_path.glob("second-*")
+    still_there = tmp_path / "link"
+    still_there.hardlink_to(secret)
     one.forget("second")
+    assert not any(still_there.read_bytes())
+    still_there.unlink()
     cells.ids.append(5)
     one.keep()
     one.turn_to("third")
@@ -439,3 +446,76 @@ def test_a_conversation_is_no_path(name: str, tmp_path: Path) -> None:
         folder.path(name, ORIGIN)
     with pytest.raises(ValueError, match="no conversation"):
         folder.forget(name)
+
+
+# --- what a user has of it ---
+
+QUESTION = "the hello, the 12 hellos; " * 4
+
+
+def ask(home: Path, model: Path, *options: object, question: str = QUESTION, keeps: str = "true") -> Started:
+    """A short answer in a process of its own, as far as the models are concerned: how it began."""
+    env = {"SR_EDGE_HOME": str(home), "SR_EDGE_CACHE__CONVERSATIONS": keeps}
+    done = call("ask", question, "-m", model, "--jsonl", "--max-tokens", 8, "--temp", 0, *options, env=env)
+    assert done.returncode == 0, done.stderr
+    started = from_json(done.stdout.splitlines()[0])
+    assert isinstance(started, Started)
+    return started
+
+
+def states_in(home: Path) -> list[Path]:
+    return [*(home / "cache" / "conversations").glob("*")]
+
+
+def test_a_conversation_that_is_gone_on_with_is_not_read_again(tiny: Path, tmp_path: Path) -> None:
+    assert ask(tmp_path, tiny).reused == 0
+    again = ask(tmp_path, tiny, "-c", question="er?")
+    assert again.reused > len(QUESTION) / 2
+    assert len(again.prompt_ids) - again.reused < 40
+    assert len(states_in(tmp_path)) == 1
+    another = ask(tmp_path, tiny)
+    assert another.reused == 0
+    assert len(states_in(tmp_path)) == 2
+
+
+def test_the_answer_is_the_same_as_without(tiny: Path, tmp_path: Path) -> None:
+    prompts = []
+    for name, keeps in (("with", "true"), ("without", "false")):
+        ask(tmp_path / name, tiny, keeps=keeps)
+        prompts.append(ask(tmp_path / name, tiny, "-c", question="er?", keeps=keeps).prompt_ids)
+    assert prompts[0] == prompts[1]
+    kept, read = (
+        json.loads(call("logs", "show", "--json", env={"SR_EDGE_HOME": str(tmp_path / name)}).stdout)[
+            "turns"
+        ][-1]["text"]
+        for name in ("with", "without")
+    )
+    assert kept == read
+
+
+@pytest.mark.parametrize("options", [{"keeps": "false"}, {"options": ["--no-log"]}])
+def test_nothing_is_kept_unless_it_is_wanted(options: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    ask(tmp_path, tiny, *options.pop("options", []), **options)
+    assert not states_in(tmp_path)
+
+
+def test_a_conversation_that_is_removed_takes_its_cache_along(tiny: Path, tmp_path: Path) -> None:
+    ask(tmp_path, tiny)
+    ask(tmp_path, tiny)
+    home = {"SR_EDGE_HOME": str(tmp_path)}
+    kept = {file.name.partition("-")[0] for file in states_in(tmp_path)}
+    latest = json.loads(call("logs", "list", "--json", env=home).stdout)[0]["id"]
+    assert latest in kept
+    assert call("logs", "rm", "-y", latest, env=home).returncode == 0
+    assert {file.name.partition("-")[0] for file in states_in(tmp_path)} == kept - {latest}
+
+
+def test_a_damaged_cache_costs_a_line_and_no_answer(tiny: Path, tmp_path: Path) -> None:
+    ask(tmp_path, tiny)
+    file = states_in(tmp_path)[0]
+    file.write_bytes(file.read_bytes()[:-1000])
+    env = {"SR_EDGE_HOME": str(tmp_path), "SR_EDGE_CACHE__CONVERSATIONS": "true"}
+    done = call("ask", "er?", "-c", "-m", tiny, "--json", "--max-tokens", 8, env=env)
+    assert done.returncode == 0
+    assert "the conversation is read again" in done.stderr
+    assert ask(tmp_path, tiny, "-c", question="er?").reused > 0

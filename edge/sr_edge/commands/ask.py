@@ -229,6 +229,7 @@ def ask(
         has_disclosed = rehearsal is not None
         try:
             keeping.begin(question, policy=settings.policy, seed=settings.seed)
+            session.turn_to(keeping.conversation)
             told = session.told(keeping.told(question))
             consent = consent_of(session, told, output.view, interrupt)
             for event in session.answer(told, consent=consent, cancelled=is_over):
@@ -261,6 +262,8 @@ def ask(
             note(redacted)
         output.print_summary(transcript, max_tokens=settings.max_tokens, usage=usage)
         unkept = keeping.finish()
+        if not interrupt():
+            session.keep()
     code = exit_code(transcript, policy=settings.policy)
     if code == INTERRUPTED:
         code = interrupt.code

@@ -55,6 +55,11 @@ class Keeping:
                 self._close_store()
                 raise
 
+    @property
+    def conversation(self) -> str | None:
+        """The one that is written in, once it has begun."""
+        return self._conversation.id if self._recorder and self._conversation else None
+
     def told(self, question: str) -> list[Message]:
         """What the models get: what was said before, without reasoning, and the question."""
         before = messages(self._turns)
@@ -120,8 +125,9 @@ class Keeping:
     def _begin(self, store: Store) -> None:
         assert self._begun is not None
         question, policy, seed = self._begun
-        conversation = self._conversation or store.new_conversation(title_of(question))
-        turn = store.say(conversation.id, conversation.head, question)
+        if self._conversation is None:
+            self._conversation = store.new_conversation(title_of(question))
+        turn = store.say(self._conversation.id, self._conversation.head, question)
         self._recorder = store.begin(turn.id, policy=policy, seed=seed)
 
     def _try_again(self, events: list[Event]) -> None:

@@ -18,6 +18,7 @@ from sr_edge.commands.listing import print_json, print_table, say
 from sr_edge.commands.output import note, width_of
 from sr_edge.errors import UsageError
 from sr_edge.report import Look, Spans, StreamView, choose_look, notes, size, span_table, usage_line
+from sr_edge.states import forget_states
 from sr_edge.store import Conversation, Hit, Store, Turn, history_path
 from sr_edge.terminal import safe, safe_line
 
@@ -193,6 +194,7 @@ def rm(
             _confirm([*chosen.values()])
         for conversation in chosen.values():
             store.remove(conversation.id)
+            forget_states(conversation.id)
             say(f"forgotten: {conversation.id}  {conversation.title}")
 
 

@@ -74,6 +74,12 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    conversations: bool
+    max_mb: int
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """A URL that was put over another, and takes along what says where the key is."""
 
@@ -127,6 +133,7 @@ class Config:
     sampling: Sampling
     ui: Ui
     log: Log
+    cache: Cache
     remotes: Mapping[str, RemoteConfig]
     settings: Mapping[str, Setting]
     """Each by its dotted name: all of the table's, and of the remotes and the keymap those that are set."""
@@ -537,6 +544,7 @@ def _built(
         sampling=Sampling(**_section("sampling.", settings)),
         ui=_ui(settings),
         log=Log(**_section("log.", settings)),
+        cache=Cache(**_section("cache.", settings)),
         remotes=remotes,
         settings=settings,
     )
