@@ -32,6 +32,7 @@ from sr_edge.errors import (
 from sr_edge.gguf_header import Header, read_header
 from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
+from sr_edge.reuse import Part, as_written
 from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled
 from sr_edge.states import Origin, StateError, check_state, fingerprint, new_state
 from sr_edge.vocabulary import Vocabulary
@@ -166,8 +167,10 @@ class LlamaLocal:
         return self._llama.context_size - sum(len(one._ids) - one._shared for one in self._model.cursors)
 
     def render(self, messages: Sequence[Message]) -> Prompt:
-        """Raises:
-        ModelError: the chat template is broken, or refuses these messages.
+        """The ids of an earlier answer are those that the cache has for it: see `reuse`.
+
+        Raises:
+            ModelError: the chat template is broken, or refuses these messages.
         """
         vocabulary = self._model.vocabulary
         bos, eos = self._model.id_under("bos_token_id"), self._model.id_under("eos_token_id")
@@ -182,11 +185,13 @@ class LlamaLocal:
             raise ModelError(f"{self.name}: {error}") from None
         # What the model itself wrote may hold think tags, and the template's own words control tokens.
         tokenizers = {"template": vocabulary.scaffold, "assistant": vocabulary.ordinary}
-        ids: list[int] = []
-        for piece in rendering.pieces:
-            ids += tokenizers.get(piece.author, vocabulary.typed)(piece.text)
-        if vocabulary.adds_bos and bos is not None and ids[:1] != [bos]:
-            ids.insert(0, bos)
+        parts = [
+            Part(piece.author, tokenizers.get(piece.author, vocabulary.typed)(piece.text))
+            for piece in rendering.pieces
+        ]
+        if vocabulary.adds_bos and bos is not None and [id for part in parts for id in part.ids][:1] != [bos]:
+            parts.insert(0, Part("template", [bos]))
+        ids = as_written(parts, self._ids, vocabulary, self.markers)
         return Prompt(tuple(ids), rendering.text, rendering.opening)
 
     def tokenize(self, text: str) -> list[int]:

@@ -58,7 +58,7 @@ class Vocabulary:
         return is_end
 
     def is_control(self, id: int) -> bool:
-        return bool(self._api.llama_vocab_is_control(self._pointer(), self.check(id)))
+        return bool(self._attribute(self.check(id)) & self._api.LLAMA_TOKEN_ATTR_CONTROL)
 
     def control_id(self, spelling: str) -> int | None:
         """Id of the control token spelled so."""
@@ -93,13 +93,12 @@ class Vocabulary:
         tokens are looked at, is needed by those texts alone that hold one.
         """
         ids = self._tokenize(text, special=True)
-        known = self._attributes
-        for id in set(ids):
-            if (attribute := known.get(id)) is None:
-                attribute = known[id] = self._api.llama_vocab_get_attr(self._pointer(), id)
-            if attribute & special:
-                return None
-        return ids
+        return None if any(self._attribute(id) & special for id in set(ids)) else ids
+
+    def _attribute(self, id: int) -> int:
+        if (attribute := self._attributes.get(id)) is None:
+            attribute = self._attributes[id] = self._api.llama_vocab_get_attr(self._pointer(), id)
+        return attribute
 
     def _tokenize_apart(self, text: str, spellings: Sequence[str]) -> list[int]:
         """Tokenise the parts of `text` that remain when every occurrence of a spelling is cut in two.
