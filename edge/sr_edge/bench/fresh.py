@@ -51,7 +51,7 @@ def fresh(call: partial[T], environ: Mapping[str, str]) -> T:
         except (OSError, ValueError):
             raise EdgeError(_death(call.func.__name__, done)) from None
     if "error" in said:
-        raise EdgeError(said["error"])
+        raise EdgeError(said["error"] + _last_words(done))
     kind: Callable[..., T] = get_type_hints(call.func)["return"]
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in said["result"].items()})
 
@@ -61,12 +61,16 @@ def _name_of(function: Callable[..., object]) -> str:
 
 
 def _death(name: str, done: subprocess.CompletedProcess[bytes]) -> str:
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    words = f": {lines[-1][:_LAST_WORDS]}" if lines else ""
     how = f"ended with code {done.returncode}"
     if done.returncode < 0:
         how = f"was ended by {signal.Signals(-done.returncode).name}"
-    return f"the process that measured {name} {how}{words}"
+    return f"the process that measured {name} {how}{_last_words(done)}"
+
+
+def _last_words(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What it said last, if it said anything."""
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return f": {lines[-1][:_LAST_WORDS]}" if lines else ""
 
 
 def main(function: str, result: str) -> None:

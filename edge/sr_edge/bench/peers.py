@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sr_edge.bench.writing import QUESTION
+from sr_edge.bench.writing import PROBLEM
 from sr_edge.errors import EdgeError
 from sr_edge.processor import has_amx
 
@@ -85,7 +85,7 @@ def llama_cpp_python(model: Path, threads: int, tokens: int, loop: Loop) -> Deco
     finally:
         api.llama_model_default_params = default
     try:
-        prompt: list[int] = llama.tokenize(QUESTION[0].content.encode(), add_bos=False)
+        prompt: list[int] = llama.tokenize(PROBLEM.encode(), add_bos=False)
         return _timed(llama, prompt, tokens, loop)
     finally:
         llama.close()

@@ -19,7 +19,7 @@ from sr_edge.bench.fresh import fresh
 from sr_edge.bench.pairs import Rounds, Spread, in_rounds
 from sr_edge.bench.report import Found, Goal, Row, Side, failures
 from sr_edge.bench.setting import Setting
-from sr_edge.bench.synthetic import words
+from sr_edge.bench.writing import PROBLEM, trained_context
 from sr_edge.errors import EdgeError
 from sr_edge.gguf_header import read_header
 from sr_edge.llama import library
@@ -30,6 +30,8 @@ MEMORY = "memory"
 _LOADING = ("llama_model_load_from_file", "llama_init_from_model")
 _DECODE = "llama_decode"
 _ALLOWANCE = 64 << 20  # bytes: interpreter, libraries, buffers of the computation
+_REPEATS = 32  # of the question: about a thousand tokens, which are read in batches of full size
+_MANY_TOKENS = 96  # more than the question has
 _MB = 1e6
 
 
@@ -44,7 +46,7 @@ class Asked:
 
 
 def startup_rows(setting: Setting) -> Iterator[Found]:
-    ask = _asking(setting, "2+2?", max_tokens=1)
+    ask = _asking(setting, PROBLEM, max_tokens=1)
     ask()  # what is done once for a model and a machine is not what a start costs
     measured = in_rounds({STARTUP: ask}, setting.pairs, say=setting.say)
     yield from failures(STARTUP, measured.failures)
@@ -60,8 +62,8 @@ def startup_rows(setting: Setting) -> Iterator[Found]:
 
 
 def memory_rows(setting: Setting) -> Iterator[Found]:
-    prompt = " ".join(words(400))
-    ask = _asking(setting, prompt, max_tokens=setting.tokens)
+    times = (trained_context(setting.model) - setting.tokens) // _MANY_TOKENS  # as far as there is room
+    ask = _asking(setting, " ".join([PROBLEM] * max(1, min(_REPEATS, times))), max_tokens=setting.tokens)
     ask()  # see above
     measured: Rounds[Asked] = in_rounds({MEMORY: ask}, setting.pairs, say=setting.say)
     yield from failures(MEMORY, measured.failures)

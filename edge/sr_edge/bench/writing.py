@@ -25,7 +25,9 @@ from sr_edge.split import SplitDecoder
 from sr_edge.transcript import Fold
 
 STEPS: Final = ("llama_decode", "llama_sampler_sample")
-QUESTION: Final = (Message("user", "How many coins are in 12 bags of 17?"),)
+PROBLEM: Final = "Ida fills 28 bags with 4 coins each. Tom gives her 93 more. How many coins has Ida now?"
+"""One that the built-in models know all words of."""
+QUESTION: Final = (Message("user", PROBLEM),)
 _CONTEXT: Final = 2048
 _ATTEMPTS: Final = 16  # a model may end its answer after a word
 
