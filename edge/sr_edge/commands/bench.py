@@ -38,6 +38,7 @@ class Subject(Enum):
     STARTUP = "startup"
     BUSY = "busy"
     TURNS = "turns"
+    BIG = "big"
     ALL = "all"
 
 
@@ -48,6 +49,7 @@ _SUBJECTS = {
     Subject.STARTUP: "sr_edge.bench.startup",
     Subject.BUSY: "sr_edge.bench.busy",
     Subject.TURNS: "sr_edge.bench.turns",
+    Subject.BIG: "sr_edge.bench.speculation",
 }
 """In the order of `all`: modules with `rows` (see `sr_edge.bench.report`)."""
 

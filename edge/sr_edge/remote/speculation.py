@@ -67,7 +67,7 @@ class Speculation:
         self._small = small
         self._big = big
         self._clock = clock
-        self._contest = contest or Contest()
+        self.contest: Contest | Always = contest or Contest()
         self._least_logprob = math.log(likely) if likely > 0 else -math.inf
         self._known: dict[int, bool] = {}
         self._length = _FIRST_DRAFT
@@ -75,10 +75,6 @@ class Speculation:
         """Tokens that the large model was shown."""
         self.accepted = 0
         """Tokens of those that it would have written itself."""
-
-    @property
-    def contest(self) -> Contest | Always:
-        return self._contest
 
     def begin(self, max_tokens: int) -> Drafting:
         """For a span of at most `max_tokens`, which begins where the small model's cache now ends."""
