@@ -24,10 +24,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sr_edge.calibration import DEFAULT_BATCH, Calibration
 from sr_edge.errors import ContextFullError, GenerationError, ModelError, StoppedError, UsageError
 from sr_edge.gguf_header import Tensor, read_header
 from sr_edge.governor import Governor, Pace
 from sr_edge.processor import OtherUse, default_threads, has_amx, physical_cores
+from sr_edge.processor import name as processor_name
 from sr_edge.repack import overrides, repackable
 from sr_edge.vocabulary import Vocabulary
 from sr_edge.watchdog import Watchdog
@@ -42,6 +44,8 @@ KvType = Literal["f32", "f16", "q8_0"]
 
 _ABORTED = 2  # what `llama_decode` returns
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""By these a user says how threads wait for each other."""
 _SPINS = "10000"  # looks at a barrier, of some nanoseconds each, before a thread of GNU's OpenMP sleeps
 
 _SMALL_MODEL = 64 << 20
@@ -91,7 +95,7 @@ def library() -> Library:
     times as fast on a busy one, from where `governor` takes it on. It can only be chosen before the library
     is loaded; a user's own choice stands.
     """
-    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+    if not os.environ.keys() & set(_WAITING):
         os.environ["GOMP_SPINCOUNT"] = _SPINS
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else an abort starts a debugger
     try:
@@ -214,6 +218,8 @@ class Llama:
         self._api = api = self._library.api
         self._handles = handles = _Handles(api)
         self._finalizer = weakref.finalize(self, handles.free)  # at exit too: else Metal aborts there
+        self.others = OtherUse()
+        """Cores in use by other programs; the first time, since the loading began."""
         try:
             on_gpu = gpu_layers != 0 and bool(api.llama_supports_gpu_offload())
             handles.model = _load_model(
@@ -235,6 +241,7 @@ class Llama:
             if lora is not None:  # before the context, which reserves memory for its steps
                 handles.adapter = self._load_adapter(path, lora)
             is_small = path.stat().st_size < _SMALL_MODEL
+            self._is_ceiling_given = threads is not None
             threads = threads or (1 if is_small else default_threads())
             self.context_size = context_size or min(trained, 8192)
             rows = sequences, outputs
@@ -255,6 +262,10 @@ class Llama:
         self._threads = self._ceiling = threads
         self._governor = None if is_small or on_gpu or threads == 1 else self._library.governor
         self._pace = Pace()
+        self.is_on_cpu = not (is_small or on_gpu)
+        """And large enough that its speed depends on threads and batches."""
+        self.batch_tokens = DEFAULT_BATCH if self.is_on_cpu else 1
+        """So many tokens are best read at once, where they can be waited for."""
         self._watchdog = Watchdog(self._stop.alarm)
         self.decodes = 0
         """How often `decode` was called: logits are those of the last call."""
@@ -325,6 +336,51 @@ class Llama:
                 governor.overran(pace, seconds)
                 continue  # llama.cpp has taken the token's cell back
             return result
+
+    def time_decode(self, num_tokens: int, threads: int) -> float:
+        """Seconds that so many tokens take in one batch, with so many threads, in an empty cache.
+
+        Raises: StoppedError: see `is_stopped`.
+        """
+        context = self._handles.open_context()
+        if not 0 < num_tokens <= self._max_batch:
+            raise ValueError(f"a batch of {num_tokens}; it can be 1 to {self._max_batch}")
+        if self.length(0) != 0:
+            raise ValueError("speed is measured with an empty cache")
+        self.decodes += 1
+        self._set_threads(context, threads)
+        batch = self._batch.fill([0] * num_tokens, 0, 0, num_tokens - 1)
+        began = time.perf_counter()
+        result = self._api.llama_decode(context, batch)
+        seconds = time.perf_counter() - began
+        self.keep(0, 0)
+        self._set_threads(context, self._ceiling)
+        if result != 0:
+            raise (
+                StoppedError("stopped")
+                if self.is_stopped
+                else GenerationError(
+                    f"llama.cpp could not decode {num_tokens} tokens: error {result}: try a larger context"
+                )
+            )
+        return seconds
+
+    def settle(self, calibration: Calibration) -> None:
+        """Go by what was measured; a number of threads that the user gave stays."""
+        if not self.is_on_cpu:
+            return
+        if not self._is_ceiling_given:
+            self._ceiling = calibration.threads
+            self._governor = self._library.governor if self._ceiling > 1 else None
+            self._set_threads(self._handles.open_context(), self._ceiling)
+        self._pace = Pace(calibration.seconds)
+        self.batch_tokens = calibration.batch_tokens
+
+    @property
+    def machine(self) -> str:
+        """All that speed depends on besides llama.cpp and the model."""
+        waiting = {key: os.environ.get(key, "") for key in _WAITING}
+        return f"{processor_name()}, {physical_cores()} cores, {self._library.system_info}, {waiting}"
 
     def _set_threads(self, context: Any, threads: int) -> None:
         if threads != self._threads:

@@ -19,8 +19,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sr_edge import template
+from sr_edge import calibration, template
 from sr_edge.adapter_header import read_adapter_header
+from sr_edge.calibration import Calibration
 from sr_edge.errors import (
     ContextFullError,
     GenerationError,
@@ -32,6 +33,7 @@ from sr_edge.errors import (
 from sr_edge.gguf_header import Header, read_header
 from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
+from sr_edge.processor import physical_cores
 from sr_edge.reuse import Part, as_written
 from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled
 from sr_edge.states import Origin, StateError, check_state, fingerprint, new_state
@@ -379,6 +381,53 @@ class LlamaLocal:
     def go_on(self) -> None:
         """Undo `stop`."""
         self._llama.is_stopped = False
+
+    @property
+    def batch_tokens(self) -> int:
+        """So many tokens are best fed at once, where they arrive one by one; 1 if it makes no difference."""
+        return self._llama.batch_tokens
+
+    def calibrate(
+        self,
+        folder: Path,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Calibration | None:
+        """Go by what was measured of this model on this machine; the first time, measure it: some 3 s.
+
+        While it is empty. None where nothing depends on it, or other programs were in the way.
+
+        Args:
+            folder: where it is kept.
+            say: gets a line before it is measured, and one if it cannot be kept.
+            check: called between steps; what it raises ends the measuring.
+        """
+        self._check_open()
+        llama = self._llama
+        if not llama.is_on_cpu:
+            return None
+        try:
+            model = self.origin.digest
+        except StateError:  # its file is being replaced: the next time, then
+            return None
+        of = {"model": model, "machine": llama.machine}
+        found = calibration.load(folder, of)
+        if found is None and calibration.is_busy(llama.others()):
+            return None
+        if found is None:
+            say(f"measuring once how fast {self.name} runs here")
+            found = calibration.measure(
+                llama.time_decode, cores=physical_cores(), others=llama.others, check=check
+            )
+            if found is None:
+                return None
+            try:
+                calibration.save(folder, of, found)
+            except UsageError as error:
+                say(str(error))
+        llama.settle(found)
+        return found
 
     def close(self) -> None:
         """Of the model itself: its branches close with it."""

@@ -5,6 +5,7 @@ cannot do.
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,13 @@ def has_amx(system_info: str) -> bool:
         system_info: what `llama_print_system_info` says.
     """
     return "AMX_INT8 = 1" in system_info
+
+
+def name() -> str:
+    """What the processor is called."""
+    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
+    names = [value.strip() for key, _, value in lines if key.strip() in ("model name", "Hardware")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def default_threads() -> int:
