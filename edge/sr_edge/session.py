@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, Started
+from sr_edge.files import cache_dir
 from sr_edge.passport import demo_paths
 from sr_edge.policy import Consent, Dial, DialGate, nobody
 from sr_edge.roles import First, Gate, Limits, LocalModel, Message, Progress, RemoteModel, Schedule, Steering
@@ -70,6 +71,10 @@ class SessionSettings:
     budget: Budget | None = None
     dry_run: bool = False
     """Open no socket, and take down what the first span would send."""
+    threads: int | None = None
+    """The most that either model computes with; None: by the processor, and by what was measured."""
+    calibrate: bool = False
+    """The first time that the small model is opened, measure how fast it runs: see `calibration`."""
     kept_mb: int | None = None
     """How much of the disk the caches of conversations may take; None keeps none."""
 
@@ -117,6 +122,8 @@ def settings_of(
         redact=config.offload.redact,
         budget=config.budget,
         dry_run=dry_run,
+        threads=config.engine.threads,
+        calibrate=config.engine.calibrate,
         kept_mb=config.cache.max_mb if config.cache.conversations and config.log.enabled else None,
     )
     if config.model is None:
@@ -216,9 +223,12 @@ class Session:
                     lora=settings.lora,
                     temperature=settings.temperature,
                     seed=settings.seed,
+                    threads=settings.threads,
                     progress=shares[0],
                 )
             )
+            if settings.calibrate:
+                local.calibrate(cache_dir(environ), say=warn, check=_check_of(shares[0]))
             notices = []
             if settings.policy in _ASKS and local.markers is None:
                 notices.append(f"{local.name} has no markers, so it cannot ask for help: it writes alone")
@@ -476,6 +486,11 @@ def _reopening_of(
     return Reopening(local, folder, warn=warn)
 
 
+def _check_of(progress: Callable[[float], None] | None) -> Callable[[], None]:
+    """What ends a step between two others, as it ends the loading."""
+    return (lambda: None) if progress is None else (lambda: progress(1.0))
+
+
 def _open_gguf(
     path: str, settings: SessionSettings, small: LocalModel, progress: Callable[[float], None] | None
 ) -> LocalGGUF:
@@ -489,5 +504,6 @@ def _open_gguf(
         temperature=temperature,
         seed=settings.seed,
         small=small if settings.speculate else None,
+        threads=settings.threads,
         progress=progress,
     )

@@ -79,6 +79,10 @@ enabled = false
 conversations = true
 max_mb = 100
 
+[engine]
+threads = 3
+calibrate = false
+
 [remotes.lab]
 url = "https://api.example.com/v1"
 model = "big-70b"
@@ -130,10 +134,11 @@ def test_every_setting_can_stand_in_the_file() -> None:
     assert known.ui == Ui("nord", "always", "never", False, False, {"nav.sessions": "f5"})
     assert not known.log.enabled
     assert (known.cache.conversations, known.cache.max_mb) == (True, 100)
+    assert (known.engine.threads, known.engine.calibrate) == (3, False)
     written = {key.name for key in SCHEMA} | {f"remotes.lab.{key.name}" for key in REMOTE}
     assert {name for name in written if not known.origin(name).startswith("config.toml:")} == set()
     assert known.origin("default_remote") == "config.toml:1"
-    assert known.origin("remotes.lab.price.output") == "config.toml:49"
+    assert known.origin("remotes.lab.price.output") == "config.toml:53"
 
 
 VALUES = {  # for each kind a text, and what it means

@@ -80,6 +80,12 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    threads: int | None
+    calibrate: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """A URL that was put over another, and takes along what says where the key is."""
 
@@ -134,6 +140,7 @@ class Config:
     ui: Ui
     log: Log
     cache: Cache
+    engine: Engine
     remotes: Mapping[str, RemoteConfig]
     settings: Mapping[str, Setting]
     """Each by its dotted name: all of the table's, and of the remotes and the keymap those that are set."""
@@ -545,6 +552,7 @@ def _built(
         ui=_ui(settings),
         log=Log(**_section("log.", settings)),
         cache=Cache(**_section("cache.", settings)),
+        engine=Engine(**_section("engine.", settings)),
         remotes=remotes,
         settings=settings,
     )

@@ -100,6 +100,10 @@ SCHEMA: tuple[Key, ...] = (
     Key("log.enabled", "flag", "conversations are kept on this machine", True, flag="--log"),
     Key("cache.conversations", "flag", "what was read of them is kept too: they open again at once", False),
     Key("cache.max_mb", "count", "of the disk, for all of them", 2048, low=1),
+    Key(
+        "engine.threads", "count", "at most; none is by the processor and what was measured", low=1, high=1024
+    ),
+    Key("engine.calibrate", "flag", "measure once how fast a large enough model runs here", True),
 )
 
 KEYS: tuple[Key, ...] = tuple(Key(f"{KEYS_OF}{key.id}", "keys", key.description, key.keys) for key in KEYMAP)
