@@ -36,9 +36,17 @@ class Setting:
 
     @property
     def own_environ(self) -> dict[str, str]:
-        """For the program itself: with settings that are nobody's."""
-        kept = {name: value for name, value in self.environ.items() if not name.startswith("SR_EDGE_")}
-        return {**kept, "SR_EDGE_HOME": str(self.home)}
+        """For the program itself: nobody's settings, modules compiled as an installed one has them."""
+        kept = {
+            name: value
+            for name, value in self.environ.items()
+            if not name.startswith("SR_EDGE_") and name != "PYTHONDONTWRITEBYTECODE"
+        }
+        return {
+            **kept,
+            "SR_EDGE_HOME": str(self.home),
+            "PYTHONPYCACHEPREFIX": str(self.home / "compiled"),
+        }
 
 
 def threads_for(model: Path) -> int:
