@@ -68,8 +68,8 @@ def test_many_texts_at_once_are_written_as_each_alone(small, local):
 
 def test_prefixes_of_one_text_are_computed_once(small, local):
     text = prompt_of(QUESTIONS[0]) + greedy(local, QUESTIONS[0], 40)
-    ids = small._llama.vocabulary.scaffold(text)
-    pieces = [small._llama.vocabulary.piece(id).decode() for id in ids[-32:]]
+    ids = small.llama.vocabulary.scaffold(text)
+    pieces = [small.llama.vocabulary.piece(id).decode() for id in ids[-32:]]
     start = text[: len(text) - len("".join(pieces))]
     prefixes = [start + "".join(pieces[:n]) for n in range(1, 33)]
     written(small, [prompt_of(QUESTIONS[0])], max_tokens=1)

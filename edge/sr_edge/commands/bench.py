@@ -38,6 +38,8 @@ class Subject(Enum):
     STARTUP = "startup"
     BUSY = "busy"
     TURNS = "turns"
+    HANDBACK = "handback"
+    WALL = "wall"
     BIG = "big"
     ALL = "all"
 
@@ -49,6 +51,8 @@ _SUBJECTS = {
     Subject.STARTUP: "sr_edge.bench.startup",
     Subject.BUSY: "sr_edge.bench.busy",
     Subject.TURNS: "sr_edge.bench.turns",
+    Subject.HANDBACK: "sr_edge.bench.handback",
+    Subject.WALL: "sr_edge.bench.wall",
     Subject.BIG: "sr_edge.bench.speculation",
 }
 """In the order of `all`: modules with `rows` (see `sr_edge.bench.report`)."""

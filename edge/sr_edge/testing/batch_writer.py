@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sr_edge import template
 from sr_edge.errors import ContextFullError, GenerationError, UsageError
-from sr_edge.gguf_header import read_header
+from sr_edge.gguf_header import Tensor, read_header
 from sr_edge.llama import BATCH, Llama
 from sr_edge.markers import partial_length
 from sr_edge.reading import common_length
@@ -48,6 +48,7 @@ class WideLlama(Llama):
         *,
         context_size: int | None = None,
         threads: int | None = None,
+        tensors: Sequence[Tensor] = (),
         sequences: int = MAX_TOGETHER + 1,
     ) -> None:
         super().__init__(
@@ -56,13 +57,16 @@ class WideLlama(Llama):
             threads=threads,
             gpu_layers=-1,
             kv_type="f16",
+            tensors=tensors,
             sequences=sequences,
             outputs=sequences,
         )
         self._num_sequences = sequences
-        self._rows: Any = self._api.llama_batch_init(BATCH, 0, 1)
+        self._wide: Any = self._api.llama_batch_init(BATCH, 0, 1)
         self.computed = 0
         """Tokens that went through the model, in all batches."""
+        self.outputs = 0
+        """Those after which logits were computed."""
 
     def decode_rows(self, rows: Sequence[Row]) -> None:
         """Raises:
@@ -71,9 +75,10 @@ class WideLlama(Llama):
         context = self._handles.open_context()
         if not 0 < len(rows) <= BATCH:
             raise ValueError(f"a batch of {len(rows)}; it can be 1 to {BATCH}")
-        if sum(row.is_output for row in rows) > self._num_sequences:  # llama.cpp would abort
+        outputs = sum(row.is_output for row in rows)
+        if outputs > self._num_sequences:  # llama.cpp would abort
             raise ValueError(f"more than {self._num_sequences} outputs")
-        batch = self._rows
+        batch = self._wide
         batch.n_tokens = len(rows)
         for n, row in enumerate(rows):
             if not 0 <= row.sequence < self._num_sequences:
@@ -85,8 +90,9 @@ class WideLlama(Llama):
             batch.logits[n] = row.is_output
         self.decodes += 1
         self.computed += len(rows)
+        self.outputs += outputs
         self._library.forget_errors()
-        result: int = self._api.llama_decode(context, batch)
+        result = self._compute(context, batch, len(rows), rows[0].position)
         if result == 1:
             raise ContextFullError(f"the context of {self.context_size} tokens is full: ask for less")
         if result != 0:
@@ -103,8 +109,8 @@ class WideLlama(Llama):
             self._api.llama_memory_seq_cp(self._memory(), source, target, 0, n)
 
     def close(self) -> None:
-        if self._finalizer.alive and hasattr(self, "_rows"):
-            self._api.llama_batch_free(self._rows)
+        if self._finalizer.alive and hasattr(self, "_wide"):
+            self._api.llama_batch_free(self._wide)
         super().close()
 
 
@@ -154,21 +160,27 @@ class BatchWriter:
         self._metadata = header.texts()
         self.name = self._metadata.get("general.name", "") or path.stem
         self._max_together = max_together
-        self._llama = WideLlama(path, context_size=context_size, threads=threads, sequences=max_together + 1)
+        self.llama = WideLlama(
+            path,
+            context_size=context_size,
+            threads=threads,
+            tensors=header.tensors,
+            sequences=max_together + 1,
+        )
         self._kept: list[int] = []  # ids whose cells sequence 0 holds
 
     @property
     def context_size(self) -> int:
-        return self._llama.context_size
+        return self.llama.context_size
 
     @property
     def computed(self) -> int:
         """Tokens that went through the model so far, prompts included."""
-        return self._llama.computed
+        return self.llama.computed
 
     @property
     def batches(self) -> int:
-        return self._llama.decodes
+        return self.llama.decodes
 
     def chat_prompt(self, messages: Sequence[Message]) -> str:
         """By the model's own template, up to where the assistant goes on. An assistant's turn at the end is
@@ -182,7 +194,7 @@ class BatchWriter:
         spelled = {}
         for which in ("bos", "eos"):
             id = self._metadata.get(f"tokenizer.ggml.{which}_token_id", "")
-            spelled[which] = self._llama.vocabulary.spelling(int(id)) if id.isdecimal() else ""
+            spelled[which] = self.llama.vocabulary.spelling(int(id)) if id.isdecimal() else ""
         rendering = template.render(
             self._metadata.get("tokenizer.chat_template"),
             messages if partial is None else before,
@@ -195,7 +207,7 @@ class BatchWriter:
 
     def count(self, text: str) -> int:
         """Tokens of a prompt."""
-        return len(self._llama.vocabulary.scaffold(text))
+        return len(self.llama.vocabulary.scaffold(text))
 
     def write(self, prompts: Sequence[str], wish: Wish) -> Generator[list[Written]]:
         """Continue each of the prompts, whose control tokens are meant. One item for each step.
@@ -203,7 +215,7 @@ class BatchWriter:
         Raises:
             UsageError: a prompt is empty, or does not fit.
         """
-        vocabulary = self._llama.vocabulary
+        vocabulary = self.llama.vocabulary
         all_ids = [vocabulary.scaffold(prompt) for prompt in prompts]
         for ids in all_ids:
             if not ids:
@@ -222,7 +234,7 @@ class BatchWriter:
                 del waiting[: len(group)]
                 yield from self._write_together(group, trunk, wish, random)
         except GenerationError:
-            self._forget()
+            self.forget()
             raise
 
     def _how_many(self, waiting: Sequence[_Text], trunk: Sequence[int], max_tokens: int) -> int:
@@ -241,28 +253,28 @@ class BatchWriter:
         running = list(texts)
         try:
             while running:
-                self._llama.decode_rows(rows)
+                self.llama.decode_rows(rows)
                 step = []
                 for at, text in enumerate(running):
-                    id = _chosen(self._llama.logits(at), wish.temperature, random)
-                    step.append(text.take(id, self._llama.vocabulary))
+                    id = _chosen(self.llama.logits(at), wish.temperature, random)
+                    step.append(text.take(id, self.llama.vocabulary))
                 running = [text for text, one in zip(running, step, strict=True) if one.finish is None]
                 rows = [text.last_row() for text in running]
                 yield step
         finally:
             if texts[0].sequence == 0:
-                self._kept = texts[0].ids[: self._llama.length(0)]
+                self._kept = texts[0].ids[: self.llama.length(0)]
             else:
                 for text in texts:
-                    self._llama.cut(text.sequence, 0)
+                    self.llama.cut(text.sequence, 0)
 
     def _prefill(self, texts: Sequence[_Text], trunk: Sequence[int]) -> list[Row]:
         """Compute what the texts hold, but for the last token of each, which is the first batch."""
         shared = common_length(self._kept, trunk)
-        self._llama.cut(0, shared)
+        self.llama.cut(0, shared)
         for start in range(shared, len(trunk), BATCH):
             part = trunk[start : start + BATCH]
-            self._llama.decode_rows([Row(id, 0, start + n) for n, id in enumerate(part)])
+            self.llama.decode_rows([Row(id, 0, start + n) for n, id in enumerate(part)])
         self._kept = list(trunk)
         if len(texts) == 1 and texts[0].ids[:-1] == trunk:
             return [texts[0].last_row()]
@@ -270,20 +282,21 @@ class BatchWriter:
         for sequence, text in enumerate(texts, start=1):
             text.sequence = sequence
             own = min(common_length(trunk, text.ids), len(text.ids) - 1)
-            self._llama.cut(sequence, 0)
-            self._llama.share(0, sequence, own)
+            self.llama.cut(sequence, 0)
+            self.llama.share(0, sequence, own)
             tails += [Row(id, sequence, own + n) for n, id in enumerate(text.ids[own:-1])]
         for start in range(0, len(tails), BATCH):
-            self._llama.decode_rows(tails[start : start + BATCH])
+            self.llama.decode_rows(tails[start : start + BATCH])
         return [text.last_row() for text in texts]
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of what is kept of the last texts."""
         for sequence in range(self._max_together + 1):
-            self._llama.cut(sequence, 0)
+            self.llama.cut(sequence, 0)
         self._kept = []
 
     def close(self) -> None:
-        self._llama.close()
+        self.llama.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,150 @@
+"""What is measured around the hand-back. No time is asserted, only what was computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.tiny_gguf import write_tiny_gguf
+
+from sr_edge.bench.handback import (
+    PacedRemote,
+    Reader,
+    places_of,
+    probe,
+    prose,
+    read_again,
+    resume,
+    shares_of,
+    span_texts,
+)
+from sr_edge.bench.pairs import Spread
+from sr_edge.errors import EdgeError
+from sr_edge.local import LlamaLocal
+from sr_edge.passport import demo_paths
+from sr_edge.testing.batch_writer import BatchWriter, WideLlama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("handback") / "tiny.gguf", context_length=4096)
+
+
+@pytest.fixture
+def local(model: Path) -> Iterator[LlamaLocal]:
+    with LlamaLocal.open(model, temperature=0.0) as opened:
+        yield opened
+
+
+class Time:
+    """Passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_paced_remote_writes_whether_it_is_read_or_not() -> None:
+    time = Time()
+    remote = PacedRemote([*"abcdef"], 2.0, clock=time, sleep=time.sleep)
+    stream = remote.stream([], "", 100)
+    assert remote.arrived == 103.0
+    assert stream.read(0.0) == ""
+    assert stream.read(0.2) == "", "nothing within the time"
+    assert (stream.read(9.0), time.now) == ("a", 100.5), "not a moment longer than until the first text"
+    time.now += 1.0
+    assert stream.read(0.0) == "bc", "what arrived meanwhile"
+    time.now += 60.0
+    assert stream.read(1.0) == "def"
+    assert stream.read(1.0) is None
+    assert stream.outcome.completion_tokens == 6
+
+
+def test_resuming_leaves_the_span_and_its_marker_in_the_cache(local: LlamaLocal) -> None:
+    texts = span_texts(local, 60)
+    resumed = resume(local, texts, rate=2000.0)
+    assert local.markers is not None
+    close = local.markers.close_ids
+    assert resumed.ids[-len(close) :] == close
+    assert b"".join(map(local.piece, resumed.ids)).decode() == "".join(texts)
+    assert tuple(local.ids[resumed.start :][: len(resumed.ids)]) == resumed.ids
+
+
+def test_reading_it_again_computes_the_whole_span_and_goes_on_alike(local: LlamaLocal) -> None:
+    resumed = resume(local, span_texts(local, 60), rate=2000.0)
+    first = local.ids[resumed.start + len(resumed.ids)]
+    read_again(local, resumed)
+    assert tuple(local.ids[resumed.start :]) == (*resumed.ids, first)
+
+
+def test_a_model_that_ends_the_span_itself_is_an_error_that_says_so() -> None:
+    with LlamaLocal.open(demo_paths().small, temperature=0.0) as small:
+        texts = [" 20 * 4 = 80,", " 8 * 4 = 32,", " 80 + 32 = 112", ".\n", *"done and done"]
+        with pytest.raises(EdgeError, match="handback"):
+            resume(small, texts, rate=2000.0)
+
+
+def test_places_are_ends_of_words_and_of_sentences() -> None:
+    pieces = [b"So", b" thin", b"king", b":", b" 1", b"2", b".", b" On", b"\n", b"x"]
+    text = b"".join(pieces).decode()
+
+    def found(places: str) -> list[bytes]:
+        ids = range(len(pieces))
+        return [pieces[n] for n in sorted(places_of(pieces.__getitem__, ids, text, places))]  # type: ignore[arg-type]
+
+    assert found("token") == pieces
+    assert found("word") == [b"So", b"king", b":", b"2", b".", b" On", b"\n", b"x"]
+    assert found("sentence") == [b".", b"\n"]
+
+
+def test_p_close_is_what_the_client_reads_and_only_where_it_is_wanted(model: Path, local: LlamaLocal) -> None:
+    prompt, span = local.tokenize(prose(20)), local.tokenize(" " + prose(30, seed=3))[:50]
+    local.feed(prompt)
+    expected = local.feed(span, probe=True)
+    assert local.markers is not None
+    llama = WideLlama(model)
+    try:
+        reader = Reader(llama, prompt, span, local.markers.close_ids)
+        for batch in (8, 64):
+            read = reader.read(batch, "token")
+            assert [read[n] for n in range(50)] == pytest.approx(expected, abs=0.01)
+        words = reader.read(16, "word")
+        assert words.keys() == reader.places("word") != reader.places("token")
+        assert all(math.isclose(close, expected[n], abs_tol=0.01) for n, close in words.items())
+        assert reader.read(16, "none") == {}
+    finally:
+        llama.close()
+
+
+def test_a_span_is_read_in_so_many_batches_wherever_p_close_is_read(model: Path, local: LlamaLocal) -> None:
+    llama = WideLlama(model)
+    try:
+        reader = Reader(llama, local.tokenize(prose(20)), local.tokenize(prose(60))[:64], [0])
+        for places in ("none", "sentence", "word", "token"):
+            decodes, computed, outputs = llama.decodes, llama.computed, llama.outputs
+            read = reader.read(16, places)
+            assert (llama.decodes - decodes, llama.computed - computed) == (4, 64)
+            assert llama.outputs - outputs == len(read), "no row of logits that nobody reads"
+    finally:
+        llama.close()
+
+
+def test_probing_writes_eight_tokens_after_each_prefix(model: Path) -> None:
+    with BatchWriter(model, context_size=2048) as writer:
+        prefixes = [prose(4) + "x" * n for n in range(1, 21)]
+        together = probe(writer, prefixes, together=True)
+        alone = probe(writer, prefixes, together=False)
+    assert together.tokens == alone.tokens <= 20 * 8
+    assert together.batches <= 8 + 2, "the prompt, what only some share, and a batch a step"
+    assert alone.batches >= alone.tokens
+
+
+def test_the_share_of_reading_is_taken_round_by_round() -> None:
+    assert shares_of([10.0, 20.0, 4.0], [9.0, 16.0, 3.0]) == Spread(0.2, 0.1, 0.25, 3)
