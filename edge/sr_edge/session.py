@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -209,7 +209,8 @@ class Session:
         if settings.dry_run and remote is None:
             raise UsageError(f"--dry-run shows what would leave, and no endpoint is asked: {_NAME_ONE}")
 
-        from sr_edge.local import LlamaLocal
+        with _one_blas_thread():
+            from sr_edge.local import LlamaLocal
 
         check_on_load(model)
         has_big = gguf is not None and settings.policy != "local"
@@ -384,6 +385,23 @@ class Session:
             seconds=0.0,
             error=_not_made_for(unknown),
         )
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """For the import of NumPy: its BLAS starts a thread for each core, and they spin for a tenth of a second.
+
+    Nothing multiplies matrices here but llama.cpp, which has threads of its own. A user's own choice stands.
+    """
+    variable = "OPENBLAS_NUM_THREADS"
+    is_ours = variable not in os.environ
+    if is_ours:
+        os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        if is_ours:
+            del os.environ[variable]
 
 
 def _not_made_for(unknown: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from sr_edge.bench import busy, decode, growth, memory, startup, turns
 from sr_edge.bench.fresh import fresh
 from sr_edge.bench.growth import grow, some_answer
-from sr_edge.bench.program import asked
+from sr_edge.bench.metered import asked
 from sr_edge.bench.report import Found, Row, Skipped
 from sr_edge.bench.setting import Setting, threads_for
 from sr_edge.bench.turns import converse
