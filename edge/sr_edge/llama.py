@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
@@ -131,6 +132,15 @@ class _LaterPackage(ModuleType):
         assert self.__spec__.loader is not None
         self.__spec__.loader.exec_module(self)
         return getattr(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Rider:
+    """Ids that go along in another sequence's batch, appended to one that holds `position` of them."""
+
+    ids: Sequence[int]
+    sequence: int
+    position: int
 
 
 class _Handles:
@@ -282,24 +292,40 @@ class Llama:
     def close(self) -> None:
         self._finalizer()
 
-    def decode(self, ids: Sequence[int], *, sequence: int, position: int, outputs_from: int) -> None:
-        """Append ids to a sequence that holds `position` of them; from index `outputs_from` on with logits.
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        sequence: int,
+        position: int,
+        outputs: Sequence[int],
+        riders: Sequence[Rider] = (),
+    ) -> None:
+        """Append ids to a sequence that holds `position` of them.
 
+        Args:
+            outputs: indices in `ids` after which logits are wanted, in order.
+            riders: ids of other sequences, computed in the same step: for one or two of them that costs
+                little more than the step itself. After the last id of each there are logits.
         Raises:
-            ContextFullError, GenerationError: what the sequence holds is then known to `length` alone.
+            ContextFullError, GenerationError: what the sequences hold is then known to `length` alone.
             StoppedError: likewise, because of `is_stopped`.
         """
         context = self._handles.open_context()
-        if not 0 < len(ids) <= self._max_batch:
-            raise ValueError(f"a batch of {len(ids)}; it can be 1 to {self._max_batch}")
-        if not 0 <= outputs_from <= len(ids) <= outputs_from + OUTPUTS:
-            raise ValueError(f"outputs from {outputs_from} of {len(ids)}; they can be at most {OUTPUTS}")
-        for id in ids:
-            self.vocabulary.check(id)
+        count = len(ids) + sum(len(rider.ids) for rider in riders)
+        if not ids or not 0 < count <= self._max_batch:
+            raise ValueError(f"a batch of {count}; it can be 1 to {self._max_batch}")
+        if len(outputs) + len(riders) > OUTPUTS:
+            raise ValueError(f"{len(outputs) + len(riders)} outputs; they can be at most {OUTPUTS}")
+        if outputs and not 0 <= outputs[0] <= outputs[-1] < len(ids):
+            raise ValueError(f"outputs from {outputs[0]} to {outputs[-1]} of {len(ids)}")
+        for part in (ids, *(rider.ids for rider in riders)):
+            for id in part:
+                self.vocabulary.check(id)
         self.decodes += 1
         self._library.forget_errors()
-        batch = self._batch.fill(ids, _checked(sequence), position, outputs_from)
-        result = self._compute(context, batch, len(ids), position)
+        batch = self._batch.fill(ids, _checked(sequence), position, outputs, riders)
+        result = self._compute(context, batch, count, position)
         if result == 1:
             raise ContextFullError(
                 f"the context of {self.context_size} tokens is full: ask with a larger one, or start anew"
@@ -349,7 +375,7 @@ class Llama:
             raise ValueError("speed is measured with an empty cache")
         self.decodes += 1
         self._set_threads(context, threads)
-        batch = self._batch.fill([0] * num_tokens, 0, 0, num_tokens - 1)
+        batch = self._batch.fill([0] * num_tokens, 0, 0, [num_tokens - 1], ())
         began = time.perf_counter()
         result = self._api.llama_decode(context, batch)
         seconds = time.perf_counter() - began
@@ -390,7 +416,8 @@ class Llama:
     def logits(self, index: int = -1) -> NDArray[np.float32]:
         """Logits after the token at `index` of the last batch, shape (vocabulary,); -1 for the last output.
 
-        They lie in llama.cpp's own buffer: valid, and writable, until the next `decode`.
+        The riders follow each other after the ids. They lie in llama.cpp's own buffer: valid, and writable,
+        until the next `decode`.
         """
         row = self._api.llama_get_logits_ith(self._handles.open_context(), index)
         if not row:
@@ -420,12 +447,12 @@ class Llama:
         ):
             api.llama_sampler_chain_add(handles.sampler, part)
 
-    def sample(self) -> int:
-        """Sample after the last output, from its logits as they now stand."""
-        self.logits()  # llama.cpp aborts the process where there are none
+    def sample(self, index: int = -1) -> int:
+        """Sample after the token at `index` of the last batch, from its logits as they now stand."""
+        self.logits(index)  # llama.cpp aborts the process where there are none
         if self._handles.sampler is None:
             raise ValueError("no sampler is set")
-        return int(self._api.llama_sampler_sample(self._handles.sampler, self._handles.open_context(), -1))
+        return int(self._api.llama_sampler_sample(self._handles.sampler, self._handles.open_context(), index))
 
     def keep(self, sequence: int, n: int) -> None:
         """Forget all but the first `n` tokens of a sequence."""
@@ -695,23 +722,49 @@ class _ExpSum:
 
 
 class _Batch:
-    """One `llama_batch`, filled anew for each call; all its tokens belong to one sequence."""
+    """One `llama_batch`, filled anew for each call."""
 
     def __init__(self, api: ModuleType) -> None:
         self._tokens = (ctypes.c_int32 * BATCH)()
         self._positions = (ctypes.c_int32 * BATCH)()
         self._outputs = (ctypes.c_int8 * BATCH)()
-        self._sequence = ctypes.c_int32()
+        self._sequences = (ctypes.c_int32 * SEQUENCES)(*range(SEQUENCES))
+        width = ctypes.sizeof(ctypes.c_int32)
+        self._sequence_at = [
+            ctypes.pointer(ctypes.c_int32.from_buffer(self._sequences, n * width)) for n in range(SEQUENCES)
+        ]
         one = (ctypes.c_int32 * BATCH)(*[1] * BATCH)
-        pointers = (ctypes.POINTER(ctypes.c_int32) * BATCH)(*[ctypes.pointer(self._sequence)] * BATCH)
-        self._kept = one, pointers
-        self._batch = api.llama_batch(0, self._tokens, None, self._positions, one, pointers, self._outputs)
+        self._pointers = (ctypes.POINTER(ctypes.c_int32) * BATCH)(*[self._sequence_at[0]] * BATCH)
+        self._of_row = [0] * BATCH  # the sequence that each pointer names
+        self._kept = one
+        self._batch = api.llama_batch(
+            0, self._tokens, None, self._positions, one, self._pointers, self._outputs
+        )
 
-    def fill(self, ids: Sequence[int], sequence: int, position: int, outputs_from: int) -> Any:
-        n = len(ids)
-        self._batch.n_tokens = n
-        self._tokens[:n] = [*ids]
-        self._positions[:n] = [*range(position, position + n)]
-        self._outputs[:n] = [*bytes(outputs_from), *b"\1" * (n - outputs_from)]
-        self._sequence.value = sequence
+    def fill(
+        self,
+        ids: Sequence[int],
+        sequence: int,
+        position: int,
+        outputs: Sequence[int],
+        riders: Sequence[Rider],
+    ) -> Any:
+        end = self._put(0, ids, sequence, position)
+        for n in outputs:
+            self._outputs[n] = 1
+        for rider in riders:
+            end = self._put(end, rider.ids, _checked(rider.sequence), rider.position)
+            self._outputs[end - 1] = 1
+        self._batch.n_tokens = end
         return self._batch
+
+    def _put(self, start: int, ids: Sequence[int], sequence: int, position: int) -> int:
+        end = start + len(ids)
+        self._tokens[start:end] = [*ids]
+        self._positions[start:end] = [*range(position, position + len(ids))]
+        self._outputs[start:end] = [*bytes(len(ids))]
+        for row in range(start, end):
+            if self._of_row[row] != sequence:
+                self._pointers[row] = self._sequence_at[sequence]
+                self._of_row[row] = sequence
+        return end

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,25 +28,24 @@ from sr_edge.errors import (
     GenerationError,
     MarkerError,
     ModelError,
-    StoppedError,
     UsageError,
 )
 from sr_edge.gguf_header import Header, read_header
-from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama
+from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama, Rider
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
 from sr_edge.processor import physical_cores
 from sr_edge.reuse import Part, as_written
-from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled
+from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled, is_probed
 from sr_edge.states import Origin, StateError, check_state, fingerprint, new_state
 from sr_edge.vocabulary import Vocabulary
 
 _NUM_SEEDS = 0xFFFFFFFF  # this one itself means "random" to llama.cpp
-_NO_LOGITS = (-1, 0)
+_NO_LOGITS = (-1, 0, 0)
 _CLOSED = -1
 _SMALL_SUM = 1e-20
 """Of exponentials: from here on what is lost to underflow does not count."""
 _FEW = 16
-"""Ids that are decoded with what follows them, after a stop: a marker is no longer."""
+"""Ids that are decoded with what follows them: a marker is no longer."""
 
 _CLOSE_BEGINNINGS = {spelling[:n] for spelling in CLOSE_SPELLINGS for n in range(2, len(spelling) + 1)}
 _BEGINS_CLOSE = re.compile(
@@ -90,7 +90,7 @@ class LlamaLocal:
         self._ids: list[int] = []
         self._decoded = 0  # so many of them have cells
         self._shared = 0  # so many cells are the parent's too
-        self._logits_of = _NO_LOGITS  # the call of `decode`, and the number of ids, that they belong to
+        self._logits_of = _NO_LOGITS  # the call of `decode`, the number of ids, and the row that they are
         self._origin: Origin | None = None
         model.cursors.append(self)
 
@@ -168,6 +168,10 @@ class LlamaLocal:
         """Tokens that still fit; branches have their share of the cells."""
         return self._llama.context_size - sum(len(one._ids) - one._shared for one in self._model.cursors)
 
+    @property
+    def batch_tokens(self) -> int:
+        return self._llama.batch_tokens
+
     def render(self, messages: Sequence[Message]) -> Prompt:
         """The ids of an earlier answer are those that the cache has for it: see `reuse`.
 
@@ -216,15 +220,14 @@ class LlamaLocal:
         self._check_open()
         if self.room < 1:
             raise ContextFullError(_full(self._llama.context_size))
-        self._need_logits()
-        logits = self._llama.logits()
+        logits = self._logits()
         before = [(self._model.vocabulary.check(id), logits[id]) for id in {*banned, *logit_bias}]
         for id, bias in logit_bias.items():
             logits[id] += bias
         for id in banned:
             logits[id] = -math.inf
         try:
-            id = int(logits.argmax()) if self._greedy else self._llama.sample()
+            id = int(logits.argmax()) if self._greedy else self._llama.sample(self._logits_of[2])
         finally:
             for changed, logit in before:  # they may be sampled from again, after a rewind
                 logits[changed] = logit
@@ -237,8 +240,7 @@ class LlamaLocal:
     def entropy(self) -> float:
         """Of the next token, in nats, before temperature and truncation. The cursor does not move."""
         self._check_open()
-        self._need_logits()
-        logits = self._llama.logits()
+        logits = self._logits()
         log_z = self._model.log_normaliser(logits)
         probabilities = np.exp(logits - log_z)
         return log_z - float(np.dot(probabilities, np.where(probabilities > 0, logits, 0)))
@@ -253,29 +255,26 @@ class LlamaLocal:
                 temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, seed=seed
             )
 
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
-        """Raises:
-        ContextFullError: they do not fit; nothing was fed.
-        GenerationError: llama.cpp failed; nothing was fed.
-        StoppedError: see `stop`; nothing was fed. (A marker is taken even so: like a sampled token it is
-            decoded with what follows it, and no cache ends inside a span.)
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
+        """A few ids that are not probed are decoded with what follows them.
+
+        Raises:
+            ContextFullError: they do not fit; nothing was fed.
+            GenerationError: llama.cpp failed; nothing was fed.
+            StoppedError: see `stop`; nothing was fed.
         """
         self._check_open()
-        if not ids:
-            return []
         if len(ids) > self.room:
             raise ContextFullError(
                 f"{len(ids)} tokens for {self.room} places: {_full(self._llama.context_size)}"
             )
         before = len(self._ids)
-        self._ids += ids
-        try:
-            return self._decode(before, probe=probe)
-        except StoppedError:
-            if probe or len(ids) > _FEW:
-                raise
-            self._ids += ids
+        probed = [before + n for n in range(len(ids)) if is_probed(probe, n)] if probe else []
+        if not probed and len(ids) <= _FEW:
+            self._ids += [self._model.vocabulary.check(id) for id in ids]
             return []
+        self._ids += ids
+        return self._decode(before, probed)
 
     def verify(self, draft: Sequence[int], banned: Collection[int] = ()) -> list[int]:
         """Append what greedy `sample` would choose, token after token, as far as `draft` foresees it and one
@@ -309,7 +308,10 @@ class LlamaLocal:
         chosen: list[int] = []
         try:
             self._llama.decode(
-                [*self._ids[start:], *draft], sequence=self._sequence, position=start, outputs_from=last
+                [*self._ids[start:], *draft],
+                sequence=self._sequence,
+                position=start,
+                outputs=range(last, last + len(draft) + 1),
             )
             for drafted in (*draft, None):
                 row = self._llama.logits(last + len(chosen))
@@ -503,45 +505,75 @@ class LlamaLocal:
         if self._sequence == _CLOSED:
             raise ValueError("the model, or this branch of it, is closed")
 
-    def _need_logits(self) -> None:
-        """Make llama.cpp's last logits those after our last id."""
-        if self._logits_of == (self._llama.decodes, len(self._ids)):
-            return
-        if not self._ids:
-            raise ValueError("nothing to continue: feed a prompt first")
-        if self._decoded == len(self._ids):
-            self._drop_cells(self._decoded - 1)
-        self._decode(len(self._ids))
+    def _logits(self) -> NDArray[np.float32]:
+        """Those after our last id, in llama.cpp's own buffer."""
+        if self._logits_of[:2] != (self._llama.decodes, len(self._ids)):
+            if not self._ids:
+                raise ValueError("nothing to continue: feed a prompt first")
+            if self._decoded == len(self._ids):
+                self._drop_cells(self._decoded - 1)
+            self._decode(len(self._ids))
+        return self._llama.logits(self._logits_of[2])
 
-    def _decode(self, new: int, *, probe: bool = False) -> list[float]:
+    def _decode(self, new: int, probed: Sequence[int] = ()) -> list[float]:
         """Decode the ids that have no cells yet, the new ones from index `new` on among them.
 
-        If it fails, only the ones before `new` remain. Returns, with `probe`, the new ones' log p(close).
+        If it fails, only the ones before `new` remain. Returns log p(close) after those at `probed`. What few
+        ids the other cursors have to decode goes along with the last step.
         """
-        markers = self._model.markers
-        first = new if probe and markers else len(self._ids) - 1  # from here on logits are needed
+        last = len(self._ids) - 1
+        wanted = deque(probed if self._model.markers else ())
         closes: list[float] = []
+        riding: list[LlamaLocal] = []
         try:
             while self._decoded < len(self._ids):
                 start = self._decoded
-                end = min(len(self._ids), start + BATCH, max(start, first) + OUTPUTS)
-                outputs_from = min(max(first, start), end) - start
+                end = min(len(self._ids), start + BATCH)
+                outputs: list[int] = []
+                while wanted and wanted[0] < end and len(outputs) < OUTPUTS:
+                    outputs.append(wanted.popleft())
+                if wanted:
+                    end = min(end, wanted[0])
+                elif end > last and len(outputs) == OUTPUTS and outputs[-1] < last:
+                    end = last
+                if end == len(self._ids):
+                    riding = self._riding(BATCH - (end - start), OUTPUTS - len(outputs) - 1)
+                reads = len(outputs)
+                if end > last and outputs[-1:] != [last]:
+                    outputs.append(last)
                 self._llama.decode(
-                    self._ids[start:end], sequence=self._sequence, position=start, outputs_from=outputs_from
+                    self._ids[start:end],
+                    sequence=self._sequence,
+                    position=start,
+                    outputs=[n - start for n in outputs],
+                    riders=[Rider(one._ids[one._decoded :], one._sequence, one._decoded) for one in riding],
                 )
                 self._decoded = end
-                if probe and markers:
-                    closes += [
-                        self._model.log_p_close(self._llama.logits(i))
-                        for i in range(outputs_from, end - start)
-                    ]
+                row = end - start - 1
+                self._logits_of = self._llama.decodes, end, row
+                for one in riding:
+                    row += len(one._ids) - one._decoded
+                    one._decoded = len(one._ids)
+                    one._logits_of = self._llama.decodes, len(one._ids), row
+                closes += [self._model.log_p_close(self._llama.logits(n - start)) for n in outputs[:reads]]
         except BaseException:  # Ctrl-C too: a cache out of step would silently corrupt what follows
             del self._ids[new:]
-            self._drop_cells(new)
-            self._decoded = min(new, self._llama.length(self._sequence))
+            for one in (self, *riding):
+                keep = min(one._decoded, len(one._ids))
+                one._drop_cells(keep)
+                one._decoded = min(keep, self._llama.length(one._sequence))
             raise
-        self._logits_of = self._llama.decodes, len(self._ids)
-        return closes if markers or not probe else [-math.inf] * (len(self._ids) - new)
+        return closes if self._model.markers else [-math.inf] * len(probed)
+
+    def _riding(self, tokens: int, outputs: int) -> list[LlamaLocal]:
+        """Other cursors whose undecoded ids, so few and with so many outputs, go along."""
+        riding = []
+        for one in self._model.cursors:
+            count = len(one._ids) - one._decoded
+            if one is not self and 0 < count <= min(_FEW, tokens) and outputs > 0:
+                riding.append(one)
+                tokens, outputs = tokens - count, outputs - 1
+        return riding
 
     def _drop_cells(self, n: int) -> None:
         """Free the cells of all but the first `n` ids."""

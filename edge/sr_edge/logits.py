@@ -60,7 +60,7 @@ class Scorer:
         self._begin(len(ids))
         for start in range(0, len(ids), OUTPUTS):
             part = ids[start : start + OUTPUTS]
-            self._llama.decode(part, sequence=0, position=start, outputs_from=0)
+            self._llama.decode(part, sequence=0, position=start, outputs=range(len(part)))
             yield start, np.stack([self._llama.logits(i) for i in range(len(part))])
 
     def greedy(self, ids: Sequence[int], n: int) -> list[int]:
@@ -77,7 +77,7 @@ class Scorer:
         while len(written) < n:
             for start in range(0, len(new), OUTPUTS):
                 part = new[start : start + OUTPUTS]
-                self._llama.decode(part, sequence=0, position=position, outputs_from=len(part) - 1)
+                self._llama.decode(part, sequence=0, position=position, outputs=[len(part) - 1])
                 position += len(part)
             new = [int(self._llama.logits().argmax())]
             written += new

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, Self
 
 from sr_edge.events import End
 from sr_edge.markers import Markers
+from sr_edge.reading import Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,10 @@ class LocalModel(Protocol):
     def room(self) -> int:
         """Tokens that still fit."""
 
+    @property
+    def batch_tokens(self) -> int:
+        """From how many on reading several at once gains no more: about 16 on a CPU, 1 on a GPU."""
+
     def render(self, messages: Sequence[Message]) -> Prompt: ...
     def tokenize(self, text: str) -> list[int]:
         """Ids of ordinary text; what looks like a control token in it stays text."""
@@ -79,10 +84,13 @@ class LocalModel(Protocol):
             logit_bias: by token, added to its logit before it is sampled; `logprob` stays the model's own.
         """
 
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
-        """Prefill ids. With `probe`: for each of them, log p that a closing marker (or, in text form, a
-        token that can begin one) follows it; else an empty list.
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
+        """Prefill ids; where nothing is probed, an implementation may do so later, with what follows.
 
+        Args:
+            probe: after which of them to tell log p that a closing marker (or, in text form, a token that
+                can begin one) follows: after all, none, or as one flag for each says.
+        Returns: a number for each that is probed.
         Raises:
             ContextFullError: they do not fit; nothing was fed.
         """
@@ -103,6 +111,11 @@ class LocalModel(Protocol):
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *args: object) -> None: ...
+
+
+def is_probed(probe: bool | Sequence[bool], n: int) -> bool:
+    """Whether `probe`, as `LocalModel.feed` has it, names the n-th id."""
+    return probe if isinstance(probe, bool) else probe[n]
 
 
 Fault = Literal[
@@ -208,13 +221,15 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All in local tokens."""
+    """Counts are of local tokens."""
 
     max_tokens: int = 4096
     """Of the whole answer, spans included."""
     max_span_tokens: int = 512
     soft_span_tokens: int = 256
     """From here on a span ends with its paragraph."""
+    places: Places = "token"
+    """Where the small model may take the pen back."""
 
 
 Policy = Literal["auto", "local", "remote"]

@@ -188,7 +188,7 @@ def _compute_a_token(path: Path) -> None:
         kv_type="f16",
         tensors=header.tensors,
     )
-    llama.decode([0], sequence=0, position=0, outputs_from=0)
+    llama.decode([0], sequence=0, position=0, outputs=[0])
     if not np.isfinite(llama.logits()).all():
         raise ModelError(
             f"{path}: what it computes are no numbers: the file is damaged, or was converted wrongly; get "

@@ -53,7 +53,7 @@ def ours(model: Path, lora: Path | None) -> NDArray[np.float32]:
         read_adapter_header(lora, header)
     llama = Llama(model, context_size=None, threads=1, gpu_layers=0, kv_type="f32", lora=lora)
     try:
-        llama.decode(IDS, sequence=0, position=0, outputs_from=0)
+        llama.decode(IDS, sequence=0, position=0, outputs=range(len(IDS)))
         return np.stack([llama.logits(i) for i in range(len(IDS))])
     finally:
         llama.close()

@@ -278,7 +278,7 @@ def decode_overdue(model: Llama, monkeypatch: pytest.MonkeyPatch, times: int) ->
 
     monkeypatch.setattr(model, "_governor", governor)
     monkeypatch.setattr(model, "_api", Api())
-    model.decode([300], sequence=0, position=4, outputs_from=0)
+    model.decode([300], sequence=0, position=4, outputs=[0])
     return governor, answers
 
 
@@ -286,10 +286,10 @@ def test_a_token_that_was_begun_again_has_the_same_logits(
     model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.keep(0, 0)
-    model.decode([40, 41, 42, 43], sequence=0, position=0, outputs_from=3)
+    model.decode([40, 41, 42, 43], sequence=0, position=0, outputs=[3])
     with monkeypatch.context() as patch:
         patch.setattr(model, "_governor", None)
-        model.decode([300], sequence=0, position=4, outputs_from=0)
+        model.decode([300], sequence=0, position=4, outputs=[0])
         expected = model.logits().copy()
     model.keep(0, 4)
     calls = model.decodes
@@ -303,7 +303,7 @@ def test_a_token_that_was_begun_again_has_the_same_logits(
 
 def test_a_stop_by_the_user_is_none_by_the_watchdog(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     model.keep(0, 0)
-    model.decode([40, 41, 42, 43], sequence=0, position=0, outputs_from=3)
+    model.decode([40, 41, 42, 43], sequence=0, position=0, outputs=[3])
     model.is_stopped = True
     try:
         with pytest.raises(StoppedError):
@@ -311,7 +311,7 @@ def test_a_stop_by_the_user_is_none_by_the_watchdog(model: Llama, monkeypatch: p
         assert model.is_stopped, "the end of the alarm does not undo it"
     finally:
         model.is_stopped = False
-    model.decode([300], sequence=0, position=4, outputs_from=0)
+    model.decode([300], sequence=0, position=4, outputs=[0])
     assert model.length(0) == 5
 
 
@@ -324,7 +324,7 @@ def test_fewer_threads_are_set_and_compute_the_same(model: Llama, monkeypatch: p
     for lowered in (0, 1, 0):
         machine.governor._lowered, machine.governor._changed_at = lowered, machine.now
         model.keep(0, 0)
-        model.decode([40, 41, 42, 43], sequence=0, position=0, outputs_from=3)
+        model.decode([40, 41, 42, 43], sequence=0, position=0, outputs=[3])
         rows.append(model.logits().copy())
         set_to.append(model._api.llama_n_threads(model._handles.open_context()))
     assert set_to == [2, 1, 2]

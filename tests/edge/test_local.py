@@ -110,8 +110,7 @@ SPELLINGS_AND_PARTS = (*CONTROL, *MARKERS, *USER_DEFINED, "<|", "im_start", "|>"
 
 def logits_of(model: LlamaLocal) -> np.ndarray:
     """After the model's last id; the cursor does not move."""
-    model._need_logits()
-    return model._llama.logits().copy()
+    return model._logits().copy()
 
 
 def expect_as_fresh(model: LlamaLocal, fresh: LlamaLocal, tolerance: float = TOLERANCE) -> None:
@@ -351,14 +350,16 @@ def test_a_ban_holds_for_one_step(small: LlamaLocal) -> None:
 
 def test_a_sampled_token_is_decoded_with_what_follows(small: LlamaLocal) -> None:
     small.feed([65, 66, 67])
-    decodes = small._llama.decodes
     opening = small.sample()
+    decodes = small._llama.decodes
     small.rewind(3)  # a span that was refused: nothing was decoded for it
     small.sample(banned=[opening.id])
     assert small._llama.decodes == decodes
     small.feed([68, 69])
+    assert small._llama.decodes == decodes
+    small.sample()
     assert small._llama.decodes == decodes + 1
-    assert len(small.ids) == 6
+    assert len(small.ids) == 7
 
 
 def test_sampling_from_nothing_is_refused(small: LlamaLocal) -> None:
@@ -447,7 +448,10 @@ def test_ctrl_c_leaves_the_cursor_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(small._llama._api, "llama_decode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            small.feed([1, 2, 3])
+            small.feed([1, 2, 3], probe=True)
+        assert list(small.ids) == [65, 66]
+        with pytest.raises(KeyboardInterrupt):
+            small.sample()
     assert list(small.ids) == [65, 66]
     small.feed([67, 68])
     expect_as_fresh(small, fresh)
@@ -468,16 +472,24 @@ def test_tokens_outside_the_vocabulary_are_refused(small: LlamaLocal, fresh: Lla
 
 def test_what_llama_cpp_asserts_is_refused_before(small: LlamaLocal) -> None:
     engine = small._llama
-    for ids, sequence, outputs_from in (
-        ([], 0, 0),
-        ([1] * (llama.BATCH + 1), 0, llama.BATCH),
-        ([1] * (llama.OUTPUTS + 1), 0, 0),
-        ([1], llama.SEQUENCES, 0),
-        ([1], -1, 0),
+    rider = llama.Rider([1], 1, 0)
+    for ids, sequence, outputs, riders in (
+        ([], 0, (), ()),
+        ([], 0, (), (rider,)),
+        ([1] * (llama.BATCH + 1), 0, (), ()),
+        ([1] * llama.BATCH, 0, (), (rider,)),
+        ([1] * (llama.OUTPUTS + 1), 0, range(llama.OUTPUTS + 1), ()),
+        ([1] * llama.OUTPUTS, 0, range(llama.OUTPUTS), (rider,)),
+        ([1], 0, (1,), ()),
+        ([1], 0, (-1,), ()),
+        ([1], llama.SEQUENCES, (0,), ()),
+        ([1], -1, (0,), ()),
+        ([1], 0, (0,), (llama.Rider([1], llama.SEQUENCES, 0),)),
+        ([1], 0, (0,), (llama.Rider([276], 1, 0),)),
     ):
-        with pytest.raises(ValueError, match=r"batch|outputs|sequence|branch"):
-            engine.decode(ids, sequence=sequence, position=0, outputs_from=outputs_from)
-    engine.decode([1, 2, 3], sequence=1, position=0, outputs_from=3)
+        with pytest.raises(ValueError, match=r"batch|outputs|sequence|branch|vocabulary"):
+            engine.decode(ids, sequence=sequence, position=0, outputs=outputs, riders=riders)
+    engine.decode([1, 2, 3], sequence=1, position=0, outputs=())
     engine.keep(1, 0)
     with pytest.raises(ValueError, match="no logits were computed"):
         engine.sample()
@@ -507,13 +519,69 @@ def test_any_size_of_context_can_be_filled(n_ctx: int, tiny: Path) -> None:
 
 def test_probabilities_that_are_no_numbers_are_told(small: LlamaLocal) -> None:
     small.feed([65, 66])
-    small._llama.logits()[7] = math.nan
+    small._logits()[7] = math.nan
     with pytest.raises(GenerationError, match="not numbers"):
         small.sample()
     assert list(small.ids) == [65, 66]
 
 
 # --- forks ---
+
+
+def test_a_span_and_a_draft_share_one_step(small: LlamaLocal, fresh: LlamaLocal) -> None:
+    small.feed(range(60, 80))
+    marker = small.sample().id
+    with small.fork(20, greedy=False) as draft:
+        decodes = small._llama.decodes
+        draft.sample(banned=[marker])
+        assert small._llama.decodes == decodes, "both stand on the same logits"
+        draft.sample()
+        assert small._llama.decodes == decodes + 1, "the marker went along"
+        closes = small.feed([80, 81, 82], probe=True)
+        draft.sample()
+        assert small._llama.decodes == decodes + 2, "the draft's token went along"
+        expect_as_fresh(draft, fresh)
+        expect_as_fresh(small, fresh)
+        fresh.rewind(0)
+        fresh.feed([*range(60, 80), marker])
+        assert closes == pytest.approx(fresh.feed([80, 81, 82], probe=True), abs=TOLERANCE)
+
+
+def test_a_step_that_fails_leaves_those_who_went_along_as_they_were(
+    small: LlamaLocal, fresh: LlamaLocal
+) -> None:
+    small.feed(range(60, 80))
+    with small.fork() as draft:
+        draft.sample()
+        small.stop()
+        with pytest.raises(StoppedError):
+            small.feed([80, 81], probe=True)
+        small.go_on()
+        assert (len(small.ids), len(draft.ids)) == (20, 21)
+        for cursor in (draft, small):
+            expect_as_fresh(cursor, fresh)
+            cursor.sample()
+            expect_as_fresh(cursor, fresh)
+
+
+def test_only_the_wanted_places_are_probed(small: LlamaLocal) -> None:
+    small.feed([65, 66])
+    ids = [int(id) for id in np.random.default_rng(1).integers(0, 256, 150)]
+    everywhere = small.feed(ids, probe=True)
+    for wanted in (
+        [n % 7 == 3 for n in range(150)],
+        [n < 40 for n in range(150)],  # more than one batch of outputs, none of them the last
+        [n < llama.OUTPUTS for n in range(150)],
+        [n == 149 for n in range(150)],
+        [True] * 150,
+    ):
+        small.rewind(2)
+        decodes = small._llama.decodes
+        closes = small.feed(ids, probe=wanted)
+        assert closes == pytest.approx(
+            [close for close, is_wanted in zip(everywhere, wanted, strict=True) if is_wanted], abs=TOLERANCE
+        )
+        assert small._llama.decodes - decodes == math.ceil((sum(wanted) + (not wanted[-1])) / llama.OUTPUTS)
 
 
 def test_a_fork_is_independent(small: LlamaLocal, fresh: LlamaLocal) -> None:
@@ -538,8 +606,8 @@ def test_a_fork_is_independent(small: LlamaLocal, fresh: LlamaLocal) -> None:
 
 def test_a_fork_goes_on_from_the_same_logits(small: LlamaLocal) -> None:
     small.feed([65, 66, 67])
-    decodes = small._llama.decodes
     expected = small.sample()
+    decodes = small._llama.decodes
     with small.fork(3) as branch:
         assert branch.sample() == expected
         assert small._llama.decodes == decodes

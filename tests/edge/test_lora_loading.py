@@ -106,7 +106,7 @@ def opened(model: Path, lora: Path | None) -> Iterator[Llama]:
 
 def logits_with(model: Path, lora: Path | None) -> NDArray[np.float32]:
     with opened(model, lora) as llama:
-        llama.decode(IDS, sequence=0, position=0, outputs_from=0)
+        llama.decode(IDS, sequence=0, position=0, outputs=range(len(IDS)))
         return np.stack([llama.logits(i) for i in range(len(IDS))])
 
 

@@ -81,11 +81,11 @@ from sr_edge.gguf_header import read_header
 path = Path(sys.argv[1])
 tensors = read_header(path).tensors if sys.argv[2] == "reordered" else ()
 model = llama.Llama(path, context_size=64, threads=1, gpu_layers=0, kv_type="f32", tensors=tensors)
-model.decode([*range(300, 316)], sequence=0, position=0, outputs_from=15)
+model.decode([*range(300, 316)], sequence=0, position=0, outputs=[15])
 batch = model.logits().copy()
 model.keep(0, 0)
 for n in range(16):
-    model.decode([300 + n], sequence=0, position=n, outputs_from=0)
+    model.decode([300 + n], sequence=0, position=n, outputs=[0])
 np.save(sys.argv[3], [batch, model.logits()])
 """
 

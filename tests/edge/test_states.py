@@ -38,8 +38,7 @@ def opened(path: Path, *, kv_type: KvType = "f16", n_ctx: int | None = None) -> 
 
 
 def next_logits(model: LlamaLocal) -> np.ndarray:
-    model._need_logits()
-    return model._llama.logits().copy()
+    return model._logits().copy()
 
 
 def written(model: LlamaLocal, n: int) -> list[int]:

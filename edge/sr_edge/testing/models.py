@@ -15,7 +15,7 @@ from typing import Self
 from sr_edge import markers as m
 from sr_edge.errors import ContextFullError
 from sr_edge.markers import Markers
-from sr_edge.roles import NO_BIAS, Message, Outcome, Prompt, Sampled
+from sr_edge.roles import NO_BIAS, Message, Outcome, Prompt, Sampled, is_probed
 
 OPEN, CLOSE, END = 256, 257, 258
 _TURN = 259  # stands for a turn's header in a rendered prompt
@@ -42,6 +42,7 @@ class ScriptedLocal:
         with_markers: bool = True,
         min_span: int = 1,
         words: Collection[str] = (),
+        batch_tokens: int = 1,
     ) -> None:
         """Args:
         words: texts that are one token, to make tokenisation depend on what follows; the longest wins.
@@ -52,6 +53,7 @@ class ScriptedLocal:
         self._words = sorted(words, key=lambda word: (-len(word), word))
         self._ids: list[int] = []
         self._prompt_length = 0
+        self._batch_tokens = batch_tokens
         self._markers = Markers("token", (OPEN,), (CLOSE,), min_span=min_span) if with_markers else None
         self.calls: list[int] = []
         """Tokens of each feed."""
@@ -73,6 +75,10 @@ class ScriptedLocal:
     @property
     def room(self) -> int:
         return self._context - len(self._ids)
+
+    @property
+    def batch_tokens(self) -> int:
+        return self._batch_tokens
 
     def render(self, messages: Sequence[Message]) -> Prompt:
         ids = [id for message in messages for id in (_TURN, *self.tokenize(message.content))] + [_TURN]
@@ -105,14 +111,14 @@ class ScriptedLocal:
         self._ids.append(id)
         return Sampled(id, _SURE)
 
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
         if len(ids) > self.room:
             raise ContextFullError("scripted context is full")
         self.calls.append(len(ids))
         closes = []
-        for id in ids:
+        for n, id in enumerate(ids):
             self._ids.append(id)
-            if probe:
+            if is_probed(probe, n):
                 closes.append(_SURE if self._wants_pen(self._span_text()) else _NEVER)
         return closes
 
@@ -192,14 +198,13 @@ class TextLocal(ScriptedLocal):
         self._ids.append(id)
         return Sampled(id, _SURE)
 
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
         super().feed(ids)
-        if not probe:
-            return []
         end = len(self._ids)
         return [
             math.log(0.6) if self._span_before(end - len(ids) + n + 1) in self._closes_after else _NEVER
             for n in range(len(ids))
+            if is_probed(probe, n)
         ]
 
     def rewind(self, n: int) -> None:

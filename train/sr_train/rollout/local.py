@@ -12,7 +12,7 @@ from typing import Self
 
 from sr_edge.errors import ContextFullError
 from sr_edge.markers import Markers
-from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled
+from sr_edge.roles import NO_BIAS, Message, Prompt, Sampled, is_probed
 from sr_train.rollout.batch import Batch, Row, Uniforms
 from sr_train.rollout.vocabulary import Vocabulary
 
@@ -53,6 +53,10 @@ class BatchedLocal:
     def room(self) -> int:
         return self._batch.context - len(self._row.ids)
 
+    @property
+    def batch_tokens(self) -> int:
+        return 1
+
     def render(self, messages: Sequence[Message]) -> Prompt:
         return self._vocabulary.render(messages)
 
@@ -74,18 +78,18 @@ class BatchedLocal:
         row.ids.append(id)
         return Sampled(id, logprob)
 
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
         self._need_room(len(ids))
         if not ids:
             return []
         row = self._row
         row.logits = None
         row.ids += ids
-        if not probe:
+        if probe is False or not any(is_probed(probe, n) for n in range(len(ids))):
             return []  # decoded with what follows
         row.wish, row.probed, row.closes = "probe", len(ids), []
         self._batch.wait(row)
-        return row.closes
+        return [close for n, close in enumerate(row.closes) if is_probed(probe, n)]
 
     def entropy(self) -> float:
         """Of the next token, in nats."""

@@ -36,6 +36,7 @@ from sr_edge.roles import (
     RemoteModel,
     RemoteStream,
     Sampled,
+    is_probed,
 )
 from sr_edge.split import SplitDecoder
 from sr_train.rollout.engine import SpanSteering
@@ -298,6 +299,10 @@ class SegmentLocal:
         return self._ids
 
     @property
+    def batch_tokens(self) -> int:
+        return 1
+
+    @property
     def room(self) -> int:
         return self._context - len(self._ids)
 
@@ -328,14 +333,15 @@ class SegmentLocal:
         self._num_sampled += 1
         return Sampled(id, logprob)
 
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]:
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
         if not ids:
             return []
         if len(ids) > self.room:
             raise ContextFullError(f"{len(ids)} tokens for {self.room} places")
         closes: list[float] = []
-        if probe:
-            closes = self._desk.read([*self._ids, *ids], len(ids))
+        if probe is not False and any(is_probed(probe, n) for n in range(len(ids))):
+            everywhere = self._desk.read([*self._ids, *ids], len(ids))
+            closes = [close for n, close in enumerate(everywhere) if is_probed(probe, n)]
         self._forget()
         self._ids += ids
         return closes
