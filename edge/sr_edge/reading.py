@@ -20,6 +20,12 @@ from typing import Literal, Protocol, Self
 from sr_edge.errors import GenerationError, StoppedError
 from sr_edge.markers import CLOSE_SPELLINGS, Markers
 
+Places = Literal["token", "word", "sentence"]
+"""Where the small model may take the pen back: after any token, at the end of a word or of a sentence.
+
+To read p(close) somewhere takes a row of the output layer, which is a fifth of reading the token itself.
+"""
+
 HOLD = 2
 """Last tokens not fed yet: later letters may change them (at most 1.2 % are fed twice)."""
 
@@ -28,6 +34,14 @@ _BOUNDARY = re.compile(r"(?<=[^\W_]) (?=[^\W\d_])")
 
 _MAX_WINDOW = 128
 """Tokens tokenised again at most where a text (digits, Chinese, code) has no such boundary."""
+
+_CHARS_PER_TOKEN = 3
+"""Roughly, to tell how many tokens wait without cutting them each time."""
+
+_SENTENCE = re.compile(r"""(?:\n|[.!?:;][)\]}"'*$]*\s)\s*$|[\u2026\u3002\uff01\uff1a\uff1b\uff1f]\s*$""")
+"""The end of a line or of a sentence, with the white space after it; Chinese has none there."""
+_LOOK_BACK = 8
+"""Characters that it may need."""
 
 _CANDIDATE = 0.2
 """Text form: probability of a token that can begin a close marker, above which decoding confirms it."""
@@ -57,7 +71,7 @@ class Cache(Protocol):
     def ids(self) -> Sequence[int]: ...
     def tokenize(self, text: str) -> list[int]: ...
     def piece(self, id: int) -> bytes: ...
-    def feed(self, ids: Sequence[int], *, probe: bool = False) -> list[float]: ...
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]: ...
     def rewind(self, n: int) -> None: ...
     def fork(self, n: int | None = None) -> Branch: ...
 
@@ -81,30 +95,56 @@ class SpanReader:
         max_tokens: int,
         soft_tokens: int,
         handback: bool = True,
+        places: Places = "token",
+        batch_tokens: int = 1,
     ) -> None:
         """Args:
         max_tokens: hard cap in local tokens.
         soft_tokens: from here on the end of a paragraph ends the span.
-        handback: whether the small model's wish for the pen ends the span.
+        handback: whether the small model closes the span: when it wants the pen, and after the last text.
+        batch_tokens: about how many are read at once, unless `push` is told not to wait.
         """
         self._cache = cache
         self._markers = markers if handback else None
         self._max_tokens = max_tokens
         self._soft_tokens = soft_tokens
+        self._places: Places = places
+        self._wait_for = (batch_tokens - 1) * _CHARS_PER_TOKEN
         self._start = len(cache.ids)
         self._window_at = self._start  # where in the cache the window's tokens begin
         self._window = ""  # text since the last boundary, fed or not
         self._shown = 0  # characters of the window that were shown
+        self._waiting = 0  # characters that came since text was last cut to tokens
+        self._closing = 0  # tokens of the closing marker in the cache
         self.p_close: float | None = None
 
     @property
     def tokens(self) -> int:
         """Local tokens of the span in the cache."""
-        return len(self._cache.ids) - self._start
+        return len(self._cache.ids) - self._start - self._closing
 
-    def push(self, text: str, *, final: bool = False) -> Read:
-        """Take the next text of the span; `final` if nothing follows."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether the closing marker is in the cache already: it was read along with the last text."""
+        return self._closing > 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is text that was not read because more was waited for."""
+        return self._waiting > 0
+
+    def push(self, text: str, *, due: bool = False, final: bool = False) -> Read:
+        """Take the next text of the span.
+
+        Args:
+            due: read what there is, however little.
+            final: nothing follows.
+        """
         self._window += text
+        self._waiting += len(text)
+        if self._waiting < self._wait_for and not (due or final):
+            return Read()
+        self._waiting = 0
         ids = self._cache.tokenize(self._window)
         certain = ids if final else ids[: max(0, len(ids) - HOLD)]
         fed = self._cache.ids[self._window_at :]
@@ -115,18 +155,26 @@ class SpanReader:
         stop = self._last_allowed(ends, same)
         if same < len(fed):
             self._cache.rewind(self._window_at + same)
+        places = [self._is_place(n, ends[n], is_last=final and n + 1 == stop) for n in range(same, stop)]
+        closing = self._markers.close_ids if final and self._markers is not None else ()
         try:
-            closes = self._cache.feed(certain[same:stop], probe=True)
+            closes = self._cache.feed(
+                [*certain[same:stop], *closing], probe=[*places, *(False for _ in closing)]
+            )
         except GenerationError:
             self._cache.feed(fed[same:])  # it was shown
             raise
-        for n, close in enumerate(closes, start=same):
+        self._closing = len(closing)
+        probed = iter(closes)
+        for n, is_place in enumerate(places, start=same):
             at = ends[n]
+            close = next(probed) if is_place else None
             if at is None or at <= self._shown:
                 continue
-            self.p_close = math.exp(close)
-            if self._wants_pen(n + 1):
-                return self._end_at(n + 1, at, "handback")
+            if close is not None:
+                self.p_close = math.exp(close)
+                if self._wants_pen(n + 1):
+                    return self._end_at(n + 1, at, "handback")
             if self._tokens_at(n + 1) >= self._soft_tokens and self._window[:at].endswith("\n\n"):
                 return self._end_at(n + 1, at, "boundary")
         text = self._show(ends[:stop])
@@ -136,6 +184,17 @@ class SpanReader:
             return Read(text, "cap")
         self._move_window(ends[:stop])
         return Read(text)
+
+    def _is_place(self, n: int, at: int | None, *, is_last: bool) -> bool:
+        """Whether to read p(close) after the window's n-th token, which ends before character `at`."""
+        if self._markers is None or at is None or at <= self._shown:
+            return False
+        if self._places == "token" or is_last:
+            return True
+        before, after = self._window[max(0, at - _LOOK_BACK) : at], self._window[at : at + 1]
+        if self._places == "word":
+            return not (before[-1:].isalnum() and after.isalnum())
+        return _SENTENCE.search(before + after if after.isspace() else before) is not None
 
     def _character_ends(self, ids: Sequence[int]) -> list[int | None]:
         """For each token the number of window characters up to its end; None inside a character."""
@@ -181,6 +240,7 @@ class SpanReader:
 
     def _end_at(self, n: int, at: int, end: Literal["handback", "boundary"]) -> Read:
         self._cache.rewind(self._window_at + n)
+        self._closing = 0
         text = self._window[self._shown : at]
         self._shown = at
         return Read(text, end)

@@ -56,6 +56,9 @@ _POLL = 0.02  # seconds between two looks at `cancelled` while the remote is sil
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
 _GRACE = 0.05  # seconds that the remote has left once the small model can write no more without it
 _PATIENCE = 4.0  # seconds without a word, from which on that is held against the remote
+_GATHER = 0.25  # seconds that text waits, at most, for enough to be read at once
+_PROVEN = 8  # tokens of a span from which on the remote is trusted to go on, and the draft is dropped
+_PROVEN_SECONDS = 1.0  # or so long after its first text
 _MUCH = 200  # characters that arrive at once: to read them takes longer than a look
 
 
@@ -390,12 +393,14 @@ class _Answer:
                 max_tokens=limit,
                 soft_tokens=self._limits.soft_span_tokens if trigger in _ASKED else limit,
                 handback=trigger in _ASKED,
+                places=self._limits.places,
+                batch_tokens=self._local.batch_tokens,
             )
             with ExitStack() as branches:
                 if is_hedged:
                     self._begin_draft(span, opening, before, limit, branches)
                 yield from self._write_span(span, reader, opening, answer, limit)
-                span.is_cut_short = limit < wanted
+                span.is_cut_short, span.is_marked_closed = limit < wanted, reader.is_closed
                 yield from self._close_span(span, opening, before, trigger)
         else:
             yield from self._close_span(span, opening, before, trigger)
@@ -466,16 +471,22 @@ class _Answer:
                         span.end = "cancelled"
                     else:
                         span.end, span.error = stream.outcome.end, stream.outcome.error
-                elif text:
-                    span.text_arrived(text)
+                else:
+                    if text:
+                        span.text_arrived(text, is_first=not reader.is_waiting)
                     if len(text) > _MUCH:
                         self._progress(Progress("catching up", 0, len(text)))
-                    yield from self._show(span, reader.push(unmark.push(text)), opening)
-                elif span.hedge is not None and not span.texts:
-                    self._draft(span, span.hedge)
+                    if text or reader.is_waiting:
+                        is_due = self._clock() >= span.waits_since + _GATHER
+                        read = reader.push(unmark.push(text), due=is_due)
+                    else:
+                        read = Read()
+                    yield from self._show(span, reader, read, opening)
+                    if not text and span.hedge is not None:
+                        self._draft(span, span.hedge)
             if is_over:  # nothing follows what is held back
                 self._progress(Progress("catching up", 0, 0))
-                yield from self._show(span, reader.push(unmark.flush(), final=True), opening)
+                yield from self._show(span, reader, reader.push(unmark.flush(), final=True), opening)
         except GenerationError as error:
             self._fail_in(span, error)
         finally:
@@ -484,17 +495,20 @@ class _Answer:
         span.tokens, span.p_close = reader.tokens, reader.p_close
 
     def _draft(self, span: _Span, hedge: _Hedge) -> None:
-        """One more token of the draft; once there can't be one, the remote has little time left."""
+        """One more token of the draft; once there can't be one, the remote has little time left to begin."""
         if hedge.done_at is None and not hedge.draft.step():
             hedge.done_at = self._clock()
-        if hedge.done_at is not None and self._clock() >= hedge.done_at + _GRACE:
+        if hedge.done_at is not None and not span.texts and self._clock() >= hedge.done_at + _GRACE:
             span.end = "stalled"
             span.error = "the small model had written all that it could before the large one began"
 
-    def _show(self, span: _Span, read: Read, opening: tuple[Token, ...]) -> Iterator[Event]:
+    def _show(
+        self, span: _Span, reader: SpanReader, read: Read, opening: tuple[Token, ...]
+    ) -> Iterator[Event]:
         if read.end is not None and span.end in (None, "stop", "cap"):  # a failure stays one
             span.end, span.error = read.end, None
-        if not read.text:
+        span.unshown += read.text
+        if not span.unshown or self._may_die(span, reader):
             return
         if not span.shown:
             span.hedge = None
@@ -502,8 +516,16 @@ class _Answer:
                 yield self._wrote(token)
         span.shown = True
         span.text_accepted()
-        self._text.append(read.text)
-        yield SpanDelta(span=span.number, text=read.text, at=self._now())
+        text, span.unshown = span.unshown, ""
+        self._text.append(text)
+        yield SpanDelta(span=span.number, text=text, at=self._now())
+
+    def _may_die(self, span: _Span, reader: SpanReader) -> bool:
+        """Whether the draft goes on beside the span: the remote has not said much yet, or said no more."""
+        if span.hedge is None or span.end not in (None, "stalled", "error"):
+            return False
+        is_young = reader.tokens < _PROVEN and self._clock() < span.first_at + _PROVEN_SECONDS
+        return span.end is not None or (is_young and span.hedge.done_at is None)
 
     def _close_span(
         self, span: _Span, opening: tuple[Token, ...], before: int, trigger: Trigger
@@ -513,7 +535,8 @@ class _Answer:
             span.end = "budget"
         if span.shown:
             start = before + len(opening)
-            if trigger in _ASKED and self._local.markers is not None and self._error is None:
+            is_open = trigger in _ASKED and not span.is_marked_closed
+            if is_open and self._local.markers is not None and self._error is None:
                 try:
                     self._local.feed(self._local.markers.close_ids)
                 except GenerationError as error:
@@ -606,6 +629,9 @@ class _Span:
         self.hedge: _Hedge | None = None
         self.is_draft_taken = False
         self.is_cut_short = False  # it may have fewer tokens than a span has
+        self.is_marked_closed = False  # its closing marker was read along with its text
+        self.waits_since = 0.0  # when the first text came that was not read yet
+        self.unshown = ""  # what was read while a draft still goes on
         self.why_short = _FULL
         self.texts: list[str] = []  # what the remote wrote, read or not
         self.end: End | None = None
@@ -622,8 +648,8 @@ class _Span:
 
     @property
     def is_drafting(self) -> bool:
-        """Nothing has arrived yet, and the small model has something to do meanwhile."""
-        return self.hedge is not None and self.hedge.done_at is None and not self.texts
+        """Nothing is shown yet, and the small model has something to do meanwhile."""
+        return self.hedge is not None and self.hedge.done_at is None
 
     def was_admitted(self) -> float:
         """Time counts from here on. Returns the seconds that it took: a user may have been asked."""
@@ -631,9 +657,19 @@ class _Span:
         self._arrived = self.asked
         return self.asked - before
 
-    def text_arrived(self, text: str) -> None:
+    @property
+    def first_at(self) -> float:
+        """When its first text came, on the decoder's clock; 0 before."""
+        return self._first or 0.0
+
+    def text_arrived(self, text: str, *, is_first: bool) -> None:
+        """Args:
+        is_first: nothing waited to be read.
+        """
         self.texts.append(text)
         self._arrived = self._clock()
+        if is_first:
+            self.waits_since = self._arrived
         if self._first is None:
             self._first = self._arrived
 

@@ -112,6 +112,8 @@ REPLIES = st.lists(
     words=st.sets(st.sampled_from(["xy", "yxyxy", "zyé.", "\n\n", " z", "ab"])),
     min_span=st.integers(0, 3),
     hedge=st.booleans(),
+    places=st.sampled_from(["token", "word", "sentence"]),
+    batch_tokens=st.integers(1, 8),
 )
 def test_the_laws_hold_on_random_scripts(
     segments,
@@ -126,6 +128,8 @@ def test_the_laws_hold_on_random_scripts(
     words,
     min_span,
     hedge,
+    places,
+    batch_tokens,
 ):
     script = [[*text.encode(), *([OPEN] if asks else [])] for text, asks in segments]
     local = ScriptedLocal(
@@ -134,6 +138,7 @@ def test_the_laws_hold_on_random_scripts(
         context=context,
         words=words,
         min_span=min_span,
+        batch_tokens=batch_tokens,
     )
     remote = ScriptedRemote(replies)
     ticks = itertools.count()
@@ -142,7 +147,7 @@ def test_the_laws_hold_on_random_scripts(
         local,
         remote,
         gate=OneGate(*refused),
-        limits=Limits(max_tokens, max_span, soft),
+        limits=Limits(max_tokens, max_span, soft, places),
         hedge=hedge,
         clock=lambda: next(ticks) / 1000,
         cancelled=lambda: next(looks) > stop_after,
@@ -217,10 +222,70 @@ def test_text_is_fed_as_it_arrives():
     local = ScriptedLocal([[OPEN], []])
     pieces = ["word " * 4] * 10
     run(local, ScriptedRemote([Reply(tuple(pieces))]))
-    _, *feeds, last, close = local.calls
+    _, *feeds, last = local.calls
     assert len(feeds) == len(pieces)
-    assert last <= 2
-    assert close == 1
+    assert last <= 2 + 1, "and the closing marker along with them"
+
+
+def test_where_single_tokens_are_dear_text_waits_for_more():
+    local = ScriptedLocal([[OPEN], []], batch_tokens=16)
+    run(local, ScriptedRemote([Reply(("word ",) * 100)]), clock=lambda: 0.0)
+    _, *feeds, last = local.calls
+    assert sum(feeds) + last == 500 + 1
+    assert min(feeds) > 40
+    assert last <= 50
+
+
+def test_text_does_not_wait_long():
+    local = ScriptedLocal([[OPEN], []], batch_tokens=16)
+    ticks = itertools.count()
+    pieces = ("word ", *[""] * 50) * 3
+    events = run(local, ScriptedRemote([Reply(pieces)]), clock=lambda: next(ticks) * 0.01)
+    shown = [event.at for event in events if isinstance(event, SpanDelta)]
+    assert len(shown) == 4, "each word before the next one came, and the tokens that are held back"
+
+
+PROSE = 'One is 1.5 and x. Two! (Three.) "Four?" *Five:* six\nseven\u3002eight'
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ("token", [PROSE[:n] for n in range(1, len(PROSE) + 1)]),
+        (
+            "sentence",
+            [
+                *("One is 1.5 and x.", "One is 1.5 and x. "),
+                *("One is 1.5 and x. Two!", "One is 1.5 and x. Two! "),
+                *("One is 1.5 and x. Two! (Three.)", "One is 1.5 and x. Two! (Three.) "),
+                *(PROSE[: PROSE.index(" *Five")], PROSE[: PROSE.index("*Five")]),
+                *(PROSE[: PROSE.index(" six")], PROSE[: PROSE.index("six")]),
+                *(
+                    PROSE[: PROSE.index("\nseven")],
+                    PROSE[: PROSE.index("seven")],
+                    PROSE[: PROSE.index("eight")],
+                    PROSE,
+                ),
+            ],
+        ),
+    ],
+)
+def test_the_pen_comes_back_at_the_chosen_places(places, expected):
+    asked = []
+    local = ScriptedLocal([[OPEN], []], wants_pen=lambda text: bool(asked.append(text)))
+    run(local, ScriptedRemote([PROSE]), limits=Limits(places=places))
+    assert asked == expected
+
+
+def test_no_word_is_cut_where_the_pen_comes_back_after_words():
+    for at in range(1, len(PROSE)):
+        local = ScriptedLocal([[OPEN], []], wants_pen=lambda text, at=at: len(text) >= at)
+        transcript = assert_lawful(run(local, ScriptedRemote([PROSE]), limits=Limits(places="word")), local)
+        text = transcript.spans[0].text
+        assert not (text[-1].isalnum() and PROSE[len(text) : len(text) + 1].isalnum())
+        assert not any(not (PROSE[n - 1].isalnum() and PROSE[n].isalnum()) for n in range(at, len(text))), (
+            "the first place that it could"
+        )
 
 
 def test_cost_is_linear_in_the_length_of_the_span():
@@ -505,6 +570,23 @@ def test_where_the_remote_fails_the_draft_goes_on_from_where_it_is(silent):
     assert transcript.text == "abcdefXg"
     assert [span.end for span in transcript.spans] == ["error", "stop"]
     assert remote.asked == ["a", "abcdef"], "it may ask again"
+
+
+@pytest.mark.parametrize("end", ["error", "stalled"])
+def test_a_remote_that_dies_with_its_first_words_costs_nothing(end):
+    local = ScriptedLocal([[*b"a", OPEN], [*b"bcd"]])
+    transcript, _ = hedged(local, (("XYZW", *SILENCE[:2]), Outcome(end, "reset")), tick=0.001)
+    assert transcript.text == "abcd"
+    assert (transcript.spans[0].end, transcript.spans[0].text) == (end, "")
+
+
+@pytest.mark.parametrize("pieces", [("X" * 20,), ("XYZW", *SILENCE[:1000])])
+def test_a_remote_that_has_said_something_keeps_its_word(pieces):
+    """Enough at once, or something a second ago."""
+    local = ScriptedLocal([[*b"a", OPEN], [*b"b" * 900]])
+    transcript, _ = hedged(local, (pieces, Outcome("error", "reset")), tick=0.001)
+    assert transcript.text.startswith("aX")
+    assert transcript.text.endswith("b" * 900)
 
 
 def test_a_draft_decodes_nothing_twice():
