@@ -168,10 +168,6 @@ class LlamaLocal:
         """Tokens that still fit; branches have their share of the cells."""
         return self._llama.context_size - sum(len(one._ids) - one._shared for one in self._model.cursors)
 
-    @property
-    def batch_tokens(self) -> int:
-        return self._llama.batch_tokens
-
     def render(self, messages: Sequence[Message]) -> Prompt:
         """The ids of an earlier answer are those that the cache has for it: see `reuse`.
 
