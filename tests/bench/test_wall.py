@@ -36,6 +36,9 @@ def test_timelines_say_who_wrote_when(wall: Wall) -> None:
         assert {point.writer for point in points} == {"local", "remote"}
         assert [point.tokens for point in points] == sorted(point.tokens for point in points)
         assert [point.seconds for point in points] == sorted(point.seconds for point in points)
+    (arrived,) = {point.seconds for point in wall.theirs[1].timeline.points if point.writer == "remote"}
+    grown = [point.tokens for point in wall.theirs[1].timeline.points if point.seconds == arrived]
+    assert grown[0] < grown[-1], "a whole reply comes at once"
     assert {point.writer for point in wall.ours[0].timeline.points} == {"local"}
 
 

@@ -167,10 +167,11 @@ def _answered_by_paper(local: LlamaLocal, paper: PaperClient, problem: Problem) 
     written = paper.answer(prompt.text)
     visible = written.visible
     _, answer = split_reasoning(prompt.opening, visible)
-    points = [
-        Point(grown.seconds, local.token_count(visible[: grown.characters]), grown.writer)
-        for grown in written.growth
-    ]
+    points, tokens = [Point(0.0, 0, "local")], 0
+    for grown in written.growth:
+        points.append(Point(grown.seconds, tokens, grown.writer))  # a whole reply comes all at once
+        tokens = local.token_count(visible[: grown.characters])
+        points.append(Point(grown.seconds, tokens, grown.writer))
     return Answered(
         written.seconds,
         is_correct(problem, last_boxed(answer)),
