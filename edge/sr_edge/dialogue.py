@@ -45,11 +45,15 @@ class Kept:
 class Dialogue:
     """Owns the conversation that is open. All but `hear` belongs to one thread."""
 
-    def __init__(self, store: Store, engine: Callable[[Callable[[Heard], None]], Engine]) -> None:
+    def __init__(
+        self, store: Store, engine: Callable[[Callable[[Heard], None]], Engine], *, is_kept: bool = True
+    ) -> None:
         """Args:
         store: closed with the dialogue.
         engine: makes one, given who hears it.
+        is_kept: whether the store outlives the dialogue; else nothing else of it may.
         """
+        self._is_kept = is_kept
         self.store = store
         self.engine = engine(self.hear)
         self.show: Callable[[Heard | Kept], None] = _unseen
@@ -228,6 +232,22 @@ class Dialogue:
         self._end_recording("stopped")
         self.store.close()
 
+    def draft(self, text: str, *, turn: str | None = None) -> None:
+        """The user is typing this, in the place of `turn` if that is being edited: it may be read already."""
+        if self.is_answering or self._written is not None or not text:
+            return
+        before = self.turns if turn is None else self.turns[: self._index(turn)]
+        self.engine.draft(messages(before, prompt=text), conversation=self._kept_id)
+
+    def remove(self, conversation: str) -> None:
+        """Raises: HistoryError."""
+        self.store.remove(conversation)
+        self.engine.forget(conversation)
+
+    @property
+    def _kept_id(self) -> str | None:
+        return self.conversation.id if self.conversation is not None and self._is_kept else None
+
     # --- hearing, on the engine's thread ---------------------------------------------------------------
 
     def hear(self, heard: Heard) -> None:
@@ -325,7 +345,7 @@ class Dialogue:
         )
         self._recorder = recorder
         self._is_answering = True  # from here on: its end may be heard before the next line is over
-        self.engine.answer(told, past=past, past_model=past_model, first=first)
+        self.engine.answer(told, past=past, past_model=past_model, first=first, conversation=self._kept_id)
 
     def _move_head(self, turn: str) -> None:
         assert self.conversation is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+from sr_edge.ahead import ReadAhead
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, Started
 from sr_edge.files import cache_dir
@@ -179,6 +180,7 @@ class Session:
         self._suite = suite
         self._stoppable = tuple(stoppable)
         self._reopening = None if self.hears_one_question else reopening
+        self._ahead = ReadAhead(local)
         self._owned = owned or ExitStack()
 
     @classmethod
@@ -301,6 +303,7 @@ class Session:
         if unknown:
             yield from self._refused(messages, unknown)
             return
+        self._ahead.take(messages)
         self._gate.consent = consent
         decoder = SplitDecoder(
             self.local,
@@ -331,7 +334,13 @@ class Session:
         None: to none that is kept.
         """
         if self._reopening is not None:
+            if self._reopening.will_load(conversation):
+                self._ahead.drop()
             self._reopening.turn_to(conversation)
+
+    def read_ahead(self, messages: Sequence[Message], *, goes_on: Callable[[], bool]) -> int:
+        """Read a conversation whose last message is still being typed; see `ReadAhead.read`."""
+        return self._ahead.read(self.told(messages), goes_on=goes_on)
 
     def keep(self) -> None:
         """Write the conversation's cache to disk, if such are kept and it has changed."""

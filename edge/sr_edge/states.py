@@ -286,6 +286,15 @@ class Reopening:
         self._conversation: str | None = None
         self._kept: list[int] = []  # the ids that are on disk, or not worth it
 
+    def will_load(self, conversation: str | None) -> bool:
+        """Whether `turn_to` would replace what the cache holds."""
+        if conversation is None or conversation == self._conversation:
+            return False
+        try:
+            return self._folder.path(conversation, self._cache.origin).exists()
+        except StateError:
+            return False
+
     def turn_to(self, conversation: str | None) -> int:
         """What is decoded from here on belongs to this one; None: to none that is kept.
 

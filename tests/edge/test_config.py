@@ -75,6 +75,9 @@ keymap.nav.sessions = "f5"
 [log]
 enabled = false
 
+[chat]
+prefill_while_typing = true
+
 [cache]
 conversations = true
 max_mb = 100
@@ -133,12 +136,13 @@ def test_every_setting_can_stand_in_the_file() -> None:
     )
     assert known.ui == Ui("nord", "always", "never", False, False, {"nav.sessions": "f5"})
     assert not known.log.enabled
+    assert known.chat.prefill_while_typing
     assert (known.cache.conversations, known.cache.max_mb) == (True, 100)
     assert (known.engine.threads, known.engine.calibrate) == (3, False)
     written = {key.name for key in SCHEMA} | {f"remotes.lab.{key.name}" for key in REMOTE}
     assert {name for name in written if not known.origin(name).startswith("config.toml:")} == set()
     assert known.origin("default_remote") == "config.toml:1"
-    assert known.origin("remotes.lab.price.output") == "config.toml:53"
+    assert known.origin("remotes.lab.price.output") == "config.toml:56"
 
 
 VALUES = {  # for each kind a text, and what it means

@@ -252,6 +252,17 @@ def test_a_question_without_an_answer_joins_the_next(store: Store) -> None:
     assert messages(store.thread(second.id)) == [Message("user", "one\n\ntwo")]
 
 
+def test_a_prompt_that_is_not_kept_yet_is_told_as_it_will_be(store: Store) -> None:
+    one = store.new_conversation("told")
+    assert messages([], prompt="one") == [Message("user", "one")]
+    first = store.say(one.id, None, "one")
+    turns = store.thread(first.id)
+    assert messages(turns, prompt="two") == [Message("user", "one\n\ntwo")]
+    kept = store.say(one.id, answer(store, first.id, text_of("1</think>1", opening="<think>\n")), "two")
+    turns = store.thread(kept.id)
+    assert messages(turns[:-1], prompt="two") == messages(turns)
+
+
 def test_a_refused_question_is_not_told(store: Store) -> None:
     one = store.new_conversation("told")
     first = store.say(one.id, None, "one")

@@ -74,6 +74,11 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Chat:
+    prefill_while_typing: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     conversations: bool
     max_mb: int
@@ -139,6 +144,7 @@ class Config:
     sampling: Sampling
     ui: Ui
     log: Log
+    chat: Chat
     cache: Cache
     engine: Engine
     remotes: Mapping[str, RemoteConfig]
@@ -551,6 +557,7 @@ def _built(
         sampling=Sampling(**_section("sampling.", settings)),
         ui=_ui(settings),
         log=Log(**_section("log.", settings)),
+        chat=Chat(**_section("chat.", settings)),
         cache=Cache(**_section("cache.", settings)),
         engine=Engine(**_section("engine.", settings)),
         remotes=remotes,

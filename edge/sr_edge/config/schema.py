@@ -98,6 +98,7 @@ SCHEMA: tuple[Key, ...] = (
     Key("ui.mouse", "flag", "clicks and wheel; the terminal's own selection needs it off", True),
     Key("ui.animations", "flag", "whatever moves without need", True),
     Key("log.enabled", "flag", "conversations are kept on this machine", True, flag="--log"),
+    Key("chat.prefill_while_typing", "flag", "the small model reads what you type before you send it", False),
     Key("cache.conversations", "flag", "what was read of them is kept too: they open again at once", False),
     Key("cache.max_mb", "count", "of the disk, for all of them", 2048, low=1),
     Key(

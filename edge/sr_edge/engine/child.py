@@ -26,7 +26,9 @@ from sr_edge.engine.messages import (
     Choices,
     Command,
     Decide,
+    Draft,
     Failed,
+    Forget,
     GoOffline,
     Loading,
     Note,
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 _POLL = 0.02  # seconds between two looks at `cancelled` while the user decides
 _LAST_SECONDS = 0.5  # once the host is gone: to hang up, and to take down what was spent
 _ALL = sys.maxsize  # answers
+_KEEP_SECONDS = 5.0  # after an answer, before its cache is written: the next prompt goes first
+_KEEPING_SECONDS = 5.0  # for that, once the host is gone
 _LEAST_STEP = 0.01  # of the loading, between two reports
 
 
@@ -75,7 +79,7 @@ class Child:
         self._wire = wire
         self._environ = environ
         self._writing = threading.Lock()
-        self._todo: queue.SimpleQueue[Open | Answer] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[Open | Answer | Draft | Forget | None] = queue.SimpleQueue()
         self._verdicts: queue.SimpleQueue[Verdict] = queue.SimpleQueue()
         self._session: Session | None = None
         self._is_idle = threading.Event()
@@ -83,15 +87,34 @@ class Child:
         self._stopped = 0  # answers up to this number are to end
         self._steering: Steer | None = None
         self._is_offline = False
+        self._handing = threading.Lock()
+        self._is_reading_ahead = False  # under `_handing`: what comes then stops it
+        self._is_over = threading.Event()  # nothing more is decoded, and all is kept
 
     def serve(self) -> NoReturn:
         threading.Thread(target=self._listen, daemon=True).start()
+        has_written = False  # since its cache was kept last
         while True:
-            match self._todo.get():
+            try:
+                command = self._todo.get(timeout=_KEEP_SECONDS if has_written else None)
+            except queue.Empty:
+                self._keep()
+                has_written = False
+                continue
+            match command:
                 case Open(choices):
                     self._open(choices)
                 case Answer() as wanted:
                     self._answer(wanted)
+                    has_written = True
+                case Draft(messages, conversation):
+                    self._read_ahead(messages, conversation)
+                case Forget(conversation):
+                    if self._session is not None:
+                        self._session.forget(conversation)
+                case None:
+                    self._keep()
+                    self._is_over.set()
 
     def _listen(self) -> None:
         try:
@@ -103,13 +126,15 @@ class Child:
             traceback.print_exc()
             os._exit(1)
         self._stop(_ALL)  # the host is gone: there is nobody to write for
-        self._is_idle.wait(_LAST_SECONDS)
+        if self._is_idle.wait(_LAST_SECONDS) and self._session is not None:
+            self._hand_over(None)
+            self._is_over.wait(_KEEPING_SECONDS)
         os._exit(0)
 
     def _obey(self, command: Command) -> None:
         match command:
-            case Open() | Answer():
-                self._todo.put(command)
+            case Open() | Answer() | Draft() | Forget():
+                self._hand_over(command)
             case Stop(number):
                 self._stop(number)
             case Steer():
@@ -120,6 +145,13 @@ class Child:
             case GoOffline():
                 self._is_offline = True
                 self._take_steering()
+
+    def _hand_over(self, command: Open | Answer | Draft | Forget | None) -> None:
+        """To the main thread, which leaves what it only reads ahead."""
+        with self._handing:
+            self._todo.put(command)
+            if self._is_reading_ahead and self._session is not None and not isinstance(command, Draft):
+                self._session.stop()
 
     def _stop(self, number: int) -> None:
         self._stopped = max(self._stopped, number)
@@ -138,6 +170,7 @@ class Child:
 
     def _open(self, choices: Choices) -> None:
         if self._session is not None:
+            self._keep()
             self._session.close()
             self._session = None
         try:
@@ -195,6 +228,31 @@ class Child:
             notices=session.notices,
         )
 
+    # --- while nobody waits --------------------------------------------------------------------------
+
+    def _read_ahead(self, messages: Sequence[Message], conversation: str | None) -> None:
+        session = self._session
+        if session is None or self._stopped == _ALL:
+            return
+        with self._handing:
+            self._is_reading_ahead = True
+            session.go_on()
+        try:
+            if self._todo.empty():
+                session.turn_to(conversation)
+                session.read_ahead(messages, goes_on=self._todo.empty)
+        except EdgeError:
+            pass  # the answer says so, if it is ever asked for
+        except Exception as error:
+            self._say(Note(f"{type(error).__name__}: {error}. This is a bug"))
+        finally:
+            with self._handing:
+                self._is_reading_ahead = False
+
+    def _keep(self) -> None:
+        if self._session is not None:
+            self._session.keep()
+
     # --- answers -------------------------------------------------------------------------------------
 
     def _answer(self, wanted: Answer) -> None:
@@ -229,6 +287,7 @@ class Child:
 
         session.go_on()
         self._say(Answering(wanted.number))
+        session.turn_to(wanted.conversation)
         events = session.answer(
             wanted.messages,
             past=wanted.past,

@@ -25,7 +25,9 @@ from sr_edge.engine.messages import (
     Command,
     Decide,
     Died,
+    Draft,
     Failed,
+    Forget,
     GoOffline,
     Loading,
     Note,
@@ -113,6 +115,7 @@ class Engine:
         past: Sequence[Event] = (),
         past_model: str | None = None,
         first: First | None = None,
+        conversation: str | None = None,
     ) -> int:
         """Ask for an answer; arguments as in `messages.Answer`. Returns its number."""
         with self._lock:
@@ -121,9 +124,28 @@ class Engine:
             if child is not None:
                 child.expect(self._number)
                 child.send(
-                    Answer(self._number, tuple(messages), tuple(past), past_model=past_model, first=first)
+                    Answer(
+                        self._number,
+                        tuple(messages),
+                        tuple(past),
+                        past_model=past_model,
+                        first=first,
+                        conversation=conversation,
+                    )
                 )
             return self._number
+
+    def draft(self, messages: Sequence[Message], *, conversation: str | None = None) -> None:
+        """The last of these is still being typed: the child may read it while it has nothing else to do."""
+        with self._lock:
+            if self._child is not None and not self._child.expected:
+                self._child.send(Draft(tuple(messages), conversation))
+
+    def forget(self, conversation: str) -> None:
+        """The user removed it: nothing of it may come to disk any more."""
+        with self._lock:
+            if self._child is not None:
+                self._child.send(Forget(conversation))
 
     def stop(self) -> None:
         """End the answer that is written, whatever is under way; a child that doesn't is killed."""

@@ -56,6 +56,25 @@ class Answer:
     past_model: str | None = None
     """Which small model wrote it: the ids mean nothing to another."""
     first: First | None = None
+    conversation: str | None = None
+    """Whose cache may be kept on disk, and had back from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The last of these messages is still being typed: to be read while there is nothing else to do."""
+
+    kind: ClassVar[str] = "draft"
+    messages: tuple[Message, ...]
+    conversation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The user removed this conversation."""
+
+    kind: ClassVar[str] = "forget"
+    conversation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +217,7 @@ class Died:
     """The answer that it was writing."""
 
 
-Command: TypeAlias = Open | Answer | Stop | Steer | Decide | GoOffline
+Command: TypeAlias = Open | Answer | Draft | Forget | Stop | Steer | Decide | GoOffline
 Report: TypeAlias = Loading | Ready | Failed | Answering | Working | Asked | Note | Answered | Died
 
 _KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (*get_args(Command), *get_args(Report))}
@@ -216,6 +235,7 @@ def encode(message: Command | Report | Event) -> str:
             "past": [to_json(event) for event in message.past],
             "past_model": message.past_model,
             "first": message.first,
+            "conversation": message.conversation,
         }
     else:
         data = asdict(message)
@@ -237,8 +257,9 @@ def decode(line: str) -> Command | Report | Event:
     try:
         if cls is Open:
             return Open(Choices(**data["choices"]))
-        if cls is Answer:
+        if cls in (Answer, Draft):
             data["messages"] = tuple(Message(**one) for one in data["messages"])
+        if cls is Answer:
             data["past"] = tuple(from_json(one) for one in data["past"])
         message: Command | Report = cls(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sr_edge.extract import split_reasoning
 from sr_edge.roles import Message
@@ -12,8 +13,8 @@ from sr_edge.terminal import safe_line
 _TITLE_CHARACTERS = 60
 
 
-def messages(turns: Sequence[Turn]) -> list[Message]:
-    """User and assistant in turn. Of an answer only what follows its reasoning.
+def messages(turns: Sequence[Turn], *, prompt: str = "") -> list[Message]:
+    """User and assistant in turn, and the prompt after them. Of an answer only what follows its reasoning.
 
     A question whose answer has nothing but reasoning is one message with the next question: chat templates
     want the two sides to alternate. One that was refused is left out.
@@ -29,10 +30,16 @@ def messages(turns: Sequence[Turn]) -> list[Message]:
             content = split_reasoning(opening, turn.text)[1].strip()
             if not content:
                 continue
-        if told and told[-1].role == turn.role:
-            content = f"{told.pop().content}\n\n{content}"
-        told.append(Message(turn.role, content))
+        _add(told, Message(turn.role, content))
+    if prompt:
+        _add(told, Message("user", prompt))
     return told
+
+
+def _add(told: list[Message], message: Message) -> None:
+    if told and told[-1].role == message.role:
+        message = replace(message, content=f"{told.pop().content}\n\n{message.content}")
+    told.append(message)
 
 
 def title_of(prompt: str) -> str:

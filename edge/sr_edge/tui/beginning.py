@@ -78,7 +78,7 @@ def dialogue_of(store: Store, beginning: Beginning) -> Dialogue:
     def engine(hear: Callable[[Heard], None]) -> Engine:
         return Engine(beginning.choices, hear, environ=beginning.environ)
 
-    return Dialogue(store, engine)
+    return Dialogue(store, engine, is_kept=store.path == history_path(beginning.environ))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -24,9 +25,10 @@ from sr_edge.config import load_config
 from sr_edge.dialogue import Dialogue, Kept
 from sr_edge.engine.host import Heard
 from sr_edge.engine.messages import Answered, Answering, Asked, Choices, Died, Failed, Note, Ready
-from sr_edge.errors import EdgeError
+from sr_edge.errors import EdgeError, UsageError
 from sr_edge.events import Event, Finished
 from sr_edge.policy import Dial
+from sr_edge.states import forget_states
 from sr_edge.store import Turn
 from sr_edge.terminal import safe_line
 from sr_edge.transcript import Fold, Transcript
@@ -55,6 +57,9 @@ FRAMES = 12
 
 _FRAMES_BESIDE_TYPING = 4  # a second: a letter that is typed is not to wait for every frame
 _TYPING_SECONDS = 0.3  # after a letter
+
+PAUSE_SECONDS = 0.6
+"""Without a letter, after which the small model may read what was typed."""
 
 MAX_BIAS = 10.0
 
@@ -110,6 +115,7 @@ class ChatScreen(QuietScreen[None]):
         self._is_to_reopen = False  # once the answer is over
         self._is_drawing = False
         self._typed_at = self._drawn_at = 0.0
+        self._pause: Timer | None = None  # since the last letter
         self._fold = Fold()
         self._edited: str | None = None  # the turn whose prompt is being edited
         self._code_at = -1  # the block of code that was copied last
@@ -175,6 +181,21 @@ class ChatScreen(QuietScreen[None]):
     @on(Prompt.Changed)
     def _typed(self) -> None:
         self._typed_at = time.monotonic() if self.query_one(Prompt).text else 0.0
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        """Once the user pauses, the small model may read what stands there."""
+        if self._pause is not None:
+            self._pause.stop()
+            self._pause = None
+        if self.config.chat.prefill_while_typing and self.query_one(Prompt).text:
+            self._pause = self.set_timer(PAUSE_SECONDS, self._read_draft)
+
+    def _read_draft(self) -> None:
+        text = self.query_one(Prompt).text.rstrip().strip("\n")
+        if text and not text.startswith("/"):
+            with suppress(UsageError):  # the turn that is edited is no more
+                self.dialogue.draft(text, turn=self._edited)
 
     async def _draw(self) -> None:
         """All that was heard since the last frame."""
@@ -264,6 +285,7 @@ class ChatScreen(QuietScreen[None]):
             self._reopen()
         if error is not None:
             self.tell(error, "error")
+        self._read_soon()
         self._list_conversations()
         self._show_place()
 
@@ -389,7 +411,11 @@ class ChatScreen(QuietScreen[None]):
             return
         if is_open:
             await self.action_new()
-        self._change(lambda: self.dialogue.store.remove(id))
+        self._change(lambda: self._remove(id))
+
+    def _remove(self, id: str) -> None:
+        self.dialogue.remove(id)
+        forget_states(id, self.environ)
 
     def rename(self, title: str) -> None:
         conversation = self.dialogue.conversation
