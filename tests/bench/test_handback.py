@@ -22,8 +22,11 @@ from sr_edge.bench.handback import (
 )
 from sr_edge.bench.pairs import Spread
 from sr_edge.errors import EdgeError
+from sr_edge.llama import open_vocabulary
 from sr_edge.local import LlamaLocal
+from sr_edge.markers import Markers
 from sr_edge.passport import demo_paths
+from sr_edge.reading import Places
 from sr_edge.testing.batch_writer import BatchWriter, WideLlama
 
 
@@ -91,17 +94,19 @@ def test_a_model_that_ends_the_span_itself_is_an_error_that_says_so() -> None:
             resume(small, texts, rate=2000.0)
 
 
-def test_places_are_ends_of_words_and_of_sentences() -> None:
-    pieces = [b"So", b" thin", b"king", b":", b" 1", b"2", b".", b" On", b"\n", b"x"]
-    text = b"".join(pieces).decode()
+def test_places_are_those_that_the_client_reads_at(model: Path) -> None:
+    text = "So he thinks: 12. On\nhe"
+    with open_vocabulary(model) as vocabulary:
+        pieces = [vocabulary.piece(id).decode() for id in vocabulary.ordinary(text)]
 
-    def found(places: str) -> list[bytes]:
-        ids = range(len(pieces))
-        return [pieces[n] for n in sorted(places_of(pieces.__getitem__, ids, text, places))]  # type: ignore[arg-type]
+        def found(places: Places) -> list[str]:
+            at = places_of(vocabulary, text, Markers("token", (0,), (0,)), places)
+            return ["".join(pieces[: n + 1]) for n in sorted(at)]
 
-    assert found("token") == pieces
-    assert found("word") == [b"So", b"king", b":", b"2", b".", b" On", b"\n", b"x"]
-    assert found("sentence") == [b".", b"\n"]
+        assert len(found("token")) == len(pieces)
+        assert set(found("sentence")) < set(found("word")) < set(found("token"))
+        assert any(each.endswith("\n") for each in found("sentence"))
+        assert "So he thi" not in found("word"), "a word is not over in its middle"
 
 
 def test_p_close_is_what_the_client_reads_and_only_where_it_is_wanted(model: Path, local: LlamaLocal) -> None:
@@ -111,7 +116,7 @@ def test_p_close_is_what_the_client_reads_and_only_where_it_is_wanted(model: Pat
     assert local.markers is not None
     llama = WideLlama(model)
     try:
-        reader = Reader(llama, prompt, span, local.markers.close_ids)
+        reader = Reader(llama, prompt, span, local.markers)
         for batch in (8, 64):
             read = reader.read(batch, "token")
             assert [read[n] for n in range(50)] == pytest.approx(expected, abs=0.01)
@@ -124,9 +129,10 @@ def test_p_close_is_what_the_client_reads_and_only_where_it_is_wanted(model: Pat
 
 
 def test_a_span_is_read_in_so_many_batches_wherever_p_close_is_read(model: Path, local: LlamaLocal) -> None:
+    assert local.markers is not None
     llama = WideLlama(model)
     try:
-        reader = Reader(llama, local.tokenize(prose(20)), local.tokenize(prose(60))[:64], [0])
+        reader = Reader(llama, local.tokenize(prose(20)), local.tokenize(prose(60))[:64], local.markers)
         for places in ("none", "sentence", "word", "token"):
             decodes, computed, outputs = llama.decodes, llama.computed, llama.outputs
             read = reader.read(16, places)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,15 @@ from sr_edge.errors import EdgeError
 from sr_edge.events import LocalToken, SpanClosed
 from sr_edge.gguf_header import read_header
 from sr_edge.local import LlamaLocal
-from sr_edge.markers import find_markers
-from sr_edge.roles import Limits, Message, Outcome
+from sr_edge.markers import Markers, find_markers
+from sr_edge.reading import Branch, Places, SpanReader
+from sr_edge.roles import Limits, Message, Outcome, is_probed
 from sr_edge.split import SplitDecoder
 from sr_edge.testing.batch_writer import BatchWriter, WideLlama, Wish
 from sr_edge.testing.batch_writer import Row as BatchRow
+from sr_edge.vocabulary import Vocabulary
 
-Places = Literal["token", "word", "sentence", "none"]
+Where: TypeAlias = Places | Literal["none"]
 
 SPAN_TOKENS: Final = 256
 RATE: Final = 30.0
@@ -60,7 +62,7 @@ _PROBING_GOAL: Final = Goal("at least", 50.0)
 _PLACE_NAMES: Final[Mapping[Places, str]] = MappingProxyType(
     {"token": "every token", "word": "ends of words", "sentence": "ends of sentences"}
 )
-_WITHOUT: Final[Places] = "none"
+_WITHOUT: Final[Where] = "none"
 
 
 def rows(setting: Setting) -> Iterator[Found]:
@@ -238,28 +240,29 @@ class Reader:
     """Reads a span in batches of one size, with p(close) at some of its tokens."""
 
     def __init__(
-        self, llama: WideLlama, prompt: Sequence[int], span: Sequence[int], close_ids: Sequence[int]
+        self, llama: WideLlama, prompt: Sequence[int], span: Sequence[int], markers: Markers
     ) -> None:
         self._llama = llama
         self._span = tuple(span)
-        self._close_ids = list(close_ids)
+        self._close_ids = list(markers.close_ids[:1])  # in text form it is several, which costs no more
         self._start = len(prompt)
         llama.cut(0, 0)
         for at in range(0, len(prompt), BATCHES[-1]):
             part = prompt[at : at + BATCHES[-1]]
             llama.decode_rows([BatchRow(id, 0, at + n) for n, id in enumerate(part)])
         text = b"".join(map(llama.vocabulary.piece, span)).decode("utf-8", "replace")
-        self._places = {
-            places: places_of(llama.vocabulary.piece, span, text, places) for places in _PLACE_NAMES
+        indices = frozenset(range(len(span)))  # borders in the middle of a text may fall otherwise
+        self._places: dict[Where, frozenset[int]] = {
+            places: places_of(llama.vocabulary, text, markers, places) & indices for places in _PLACE_NAMES
         }
 
-    def places(self, places: Places) -> frozenset[int]:
+    def places(self, where: Where) -> frozenset[int]:
         """Indices of the span's tokens."""
-        return self._places.get(places, frozenset())
+        return self._places.get(where, frozenset())
 
-    def read(self, batch: int, places: Places) -> dict[int, float]:
+    def read(self, batch: int, where: Where) -> dict[int, float]:
         """Log p(close) after each of those tokens."""
-        wanted = self.places(places)
+        wanted = self.places(where)
         closes: dict[int, float] = {}
         self._llama.cut(0, self._start)
         for at in range(0, len(self._span), batch):
@@ -271,9 +274,9 @@ class Reader:
                     closes[n] = self._log_p_close(self._llama.logits(row))
         return closes
 
-    def seconds(self, batch: int, places: Places) -> float:
+    def seconds(self, batch: int, where: Where) -> float:
         began = time.monotonic()
-        self.read(batch, places)
+        self.read(batch, where)
         return time.monotonic() - began
 
     def _log_p_close(self, logits: NDArray[np.float32]) -> float:
@@ -282,22 +285,35 @@ class Reader:
         return float(np.logaddexp.reduce(logits[self._close_ids])) - normaliser
 
 
-def places_of(
-    piece: Callable[[int], bytes], span: Sequence[int], text: str, places: Places
-) -> frozenset[int]:
-    """Indices of the tokens after which p(close) is read."""
-    if places == "token":
-        return frozenset(range(len(span)))
-    found = set()
-    at = 0
-    for n, id in enumerate(span):
-        at += len(piece(id).decode("utf-8", "replace"))
-        before, after = text[:at][-1:], text[at : at + 1]
-        ends_word = not (before.isalnum() and after.isalnum())
-        ends_sentence = before == "\n" or (before in (".", "!", "?") and not after.isalnum())
-        if ends_word if places == "word" else ends_sentence:
-            found.add(n)
-    return frozenset(found)
+def places_of(vocabulary: Vocabulary, text: str, markers: Markers, places: Places) -> frozenset[int]:
+    """Indices of the text's tokens after which the client reads p(close): it is asked, not imitated."""
+    cache = _Recorder(vocabulary)
+    enough = len(text) + 1
+    reader = SpanReader(cache, markers, max_tokens=enough, soft_tokens=enough, places=places)
+    reader.push(text, final=True)
+    return frozenset(cache.probed)
+
+
+class _Recorder:
+    """A cache that computes nothing, and remembers where p(close) is asked for."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.ids: list[int] = []
+        self.probed: set[int] = set()
+        self.tokenize = vocabulary.ordinary
+        self.piece = vocabulary.piece
+
+    def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
+        asked = [len(self.ids) + n for n in range(len(ids)) if is_probed(probe, n)]
+        self.ids += ids
+        self.probed.update(asked)
+        return [-math.inf] * len(asked)
+
+    def rewind(self, n: int) -> None:
+        raise AssertionError("the whole text came at once")
+
+    def fork(self, n: int | None = None) -> Branch:
+        raise AssertionError("nobody wants the pen")
 
 
 def _reading_rows(setting: Setting) -> Iterator[Found]:
@@ -383,7 +399,7 @@ def _probing_rows(setting: Setting) -> Iterator[Found]:
         alone = prefixes[:: CHUNK // _ALONE]
         sides: dict[str, Callable[[], float]] = {
             "ours": partial(ours, "token"),
-            "ours, ends of words": partial(ours, "word"),
+            "ours, ends of sentences": partial(ours, "sentence"),
             "probing together": partial(theirs, "probing together", prefixes, together=True),
             "probing one by one": partial(theirs, "probing one by one", alone, together=False),
         }
@@ -392,7 +408,7 @@ def _probing_rows(setting: Setting) -> Iterator[Found]:
         yield from failures(_SUBJECT, done.failures)
         return
     together = counts["probing together"]
-    for side, name in (("ours", "every token"), ("ours, ends of words", "ends of words")):
+    for side, name in (("ours", "every token"), ("ours, ends of sentences", "ends of sentences")):
         yield Row(
             _SUBJECT,
             f"finding the hand-back, the paper's probing / ours at {name}",
@@ -417,7 +433,7 @@ def _reader(llama: WideLlama, tokens: int, model: Path) -> Reader:
     vocabulary = llama.vocabulary
     markers = find_markers(read_header(model).texts(), vocabulary.control_id, vocabulary.ordinary)
     prompt, span = _prompt_and_span(llama, tokens)
-    return Reader(llama, prompt, span, markers.close_ids[:1] if markers else [0])
+    return Reader(llama, prompt, span, markers or Markers("token", (0,), (0,)))
 
 
 def _prompt_and_span(llama: WideLlama, tokens: int) -> tuple[list[int], list[int]]:
