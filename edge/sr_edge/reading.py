@@ -23,7 +23,8 @@ from sr_edge.markers import CLOSE_SPELLINGS, Markers
 Places = Literal["token", "word", "sentence"]
 """Where the small model may take the pen back: after any token, at the end of a word or of a sentence.
 
-To read p(close) somewhere takes a row of the output layer, which is a fifth of reading the token itself.
+To read p(close) somewhere takes a row of the output layer, which is a fifth of reading the token itself. The
+built-in pair hands back after words as it does after tokens; at the ends of sentences it does not.
 """
 
 HOLD = 2
@@ -95,7 +96,7 @@ class SpanReader:
         max_tokens: int,
         soft_tokens: int,
         handback: bool = True,
-        places: Places = "token",
+        places: Places = "word",
         batch_tokens: int = 1,
     ) -> None:
         """Args:
@@ -193,7 +194,7 @@ class SpanReader:
             return True
         before, after = self._window[max(0, at - _LOOK_BACK) : at], self._window[at : at + 1]
         if self._places == "word":
-            return not (before[-1:].isalnum() and after.isalnum())
+            return not (_is_of_word(before[-1:]) and _is_of_word(after))
         return _SENTENCE.search(before + after if after.isspace() else before) is not None
 
     def _character_ends(self, ids: Sequence[int]) -> list[int | None]:
@@ -262,6 +263,10 @@ class SpanReader:
             self._window_at += n_at[at]
             self._window = self._window[at:]
             self._shown -= at
+
+
+def _is_of_word(letter: str) -> bool:
+    return letter.isalnum() and letter < "\u2e80"  # from there on most are words of their own
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

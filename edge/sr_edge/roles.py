@@ -228,7 +228,7 @@ class Limits:
     max_span_tokens: int = 512
     soft_span_tokens: int = 256
     """From here on a span ends with its paragraph."""
-    places: Places = "token"
+    places: Places = "word"
     """Where the small model may take the pen back."""
 
 

@@ -15,6 +15,7 @@ from sr_edge.events import Event, Finished, Started
 from sr_edge.files import cache_dir
 from sr_edge.passport import demo_paths
 from sr_edge.policy import Consent, Dial, DialGate, nobody
+from sr_edge.reading import Places
 from sr_edge.roles import First, Gate, Limits, LocalModel, Message, Progress, RemoteModel, Schedule, Steering
 from sr_edge.shelf import check_on_load, find
 from sr_edge.split import SplitDecoder
@@ -63,6 +64,8 @@ class SessionSettings:
     max_span_tokens: int = 512
     max_spans: int | None = None
     """Of one answer; None: as many as `policy.SpanGate` allows by itself."""
+    handback: Places = "word"
+    """Where the small model may take the pen back."""
     hedge: bool = False
     """The small model writes on while an endpoint has not begun; a remote's own setting goes before."""
     speculate: bool = True
@@ -81,7 +84,7 @@ class SessionSettings:
 
     def limits(self) -> Limits:
         soft = min(Limits().soft_span_tokens, self.max_span_tokens)
-        return Limits(self.max_tokens, self.max_span_tokens, soft)
+        return Limits(self.max_tokens, self.max_span_tokens, soft, self.handback)
 
 
 def settings_of(
@@ -118,6 +121,7 @@ def settings_of(
         max_tokens=config.sampling.max_tokens,
         max_span_tokens=config.offload.max_span_tokens,
         max_spans=config.offload.max_spans,
+        handback=config.offload.handback,
         hedge=config.offload.hedge if own_hedge is None else own_hedge,
         speculate=config.offload.speculate,
         redact=config.offload.redact,

@@ -50,6 +50,7 @@ hedge = true
 speculate = false
 max_span_tokens = 100
 max_spans = 7
+handback = "sentence"
 redact = ["email", "key"]
 
 [budget]
@@ -119,6 +120,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
     assert known.model == "/home/ida/small.gguf"  # a path is relative to the file it stands in
     assert known.budget == Budget(0.02, 1.0, 1000, 2000, 0.4)
     assert (known.offload.max_spans, known.offload.redact) == (7, ("email", "key"))
+    assert known.offload.handback == "sentence"
     assert not known.offload.speculate
     assert known.remote() == RemoteConfig(
         name="lab",

@@ -120,6 +120,7 @@ def evaluate(
         temperature=temp,
         big_temperature=temp if arms == ["big"] else 0.0,  # as `ask` writes spans
         max_spans=config.offload.max_spans,
+        handback=config.offload.handback,
         redact=config.offload.redact,
         budget=config.budget,
     )

@@ -34,6 +34,7 @@ from sr_edge.errors import UsageError
 from sr_edge.files import CONFIG_VARIABLE, config_path, own_config_path
 from sr_edge.keymap import clash
 from sr_edge.policy import Dial
+from sr_edge.reading import Places
 
 PROFILE_VARIABLE = "SR_EDGE_PROFILE"
 
@@ -47,6 +48,7 @@ class Offload:
     speculate: bool
     max_span_tokens: int
     max_spans: int | None
+    handback: Places
     redact: tuple[str, ...]
 
 

@@ -20,6 +20,7 @@ from sr_edge.budget import MAX_PRICE
 from sr_edge.errors import UsageError
 from sr_edge.keymap import KEYMAP, check_keys
 from sr_edge.policy import Dial
+from sr_edge.reading import Places
 from sr_edge.terminal import safe_line
 
 Kind = Literal[
@@ -83,6 +84,13 @@ SCHEMA: tuple[Key, ...] = (
     ),
     Key("offload.max_span_tokens", "count", "of one span", 512, low=1),
     Key("offload.max_spans", "count", "of one answer", low=0),
+    Key(
+        "offload.handback",
+        "choice",
+        "after which the small model may take the pen back",
+        "word",
+        choices=get_args(Places),
+    ),
     Key("offload.redact", "words", "hidden before anything is sent", (), choices=REDACTIONS),
     Key("budget.usd_per_answer", "number", "dollars, where prices are set", low=0, flag="--budget"),
     Key("budget.usd_per_day", "number", "dollars, where prices are set", low=0),
