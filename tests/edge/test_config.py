@@ -144,7 +144,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
     written = {key.name for key in SCHEMA} | {f"remotes.lab.{key.name}" for key in REMOTE}
     assert {name for name in written if not known.origin(name).startswith("config.toml:")} == set()
     assert known.origin("default_remote") == "config.toml:1"
-    assert known.origin("remotes.lab.price.output") == "config.toml:56"
+    assert known.origin("remotes.lab.price.output") == "config.toml:57"
 
 
 VALUES = {  # for each kind a text, and what it means
