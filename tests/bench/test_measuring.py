@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from sr_edge.bench.writing import PROBLEM, STEPS, Meter, go_on, metered, open_mo
 from sr_edge.errors import EdgeError
 from sr_edge.llama import library
 from sr_edge.passport import demo_paths
+
+Maker = Callable[[str], Path]
 
 
 def setting(model: Path, home: Path, *, pairs: int = 1) -> Setting:
@@ -124,6 +127,17 @@ def test_busy_compares_with_being_alone(tmp_path: Path) -> None:
     (row,) = rows(busy.rows(setting(demo_paths().small, tmp_path)))
     assert [side.name for side in row.sides] == [busy.BESIDE, busy.ALONE]
     assert row.goal is not None
+
+
+def test_what_being_busy_does_to_llama_bench_is_shown_beside_ours(tmp_path: Path, program: Maker) -> None:
+    counts = tmp_path / "counts"
+    log = f"open({str(counts)!r}, 'a').write('x')"
+    peer = program(f"{log}\nprint(json.dumps([{{'n_gen': 16, 'avg_ns': 1_000_000_000}}]))")
+    one = replace(setting(demo_paths().small, tmp_path, pairs=2), llama_bench=peer)
+    ours, theirs = rows(busy.rows(one))
+    assert theirs.name == f"llama-bench's {ours.name}"
+    assert (theirs.figure.median, theirs.goal) == (1.0, None)
+    assert counts.read_text() == "xxxx"
 
 
 def test_a_busy_process_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

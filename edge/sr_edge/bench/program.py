@@ -20,7 +20,7 @@ from sr_edge.shelf import cache_need
 STARTUP = "startup"
 MEMORY = "memory"
 _ALLOWANCE = 64 << 20  # bytes: interpreter, libraries, buffers of the computation
-_REPEATS = 32  # of the question: about a thousand tokens, which are read in batches of full size
+_REPEATS = 16  # of the question: some hundreds of tokens, which are read in batches of full size
 _MANY_TOKENS = 96  # more than the question has
 _MB = 1e6
 
