@@ -116,6 +116,7 @@ class ChatScreen(QuietScreen[None]):
         self._is_drawing = False
         self._typed_at = self._drawn_at = 0.0
         self._pause: Timer | None = None  # since the last letter
+        self._is_typing = False  # something stands there
         self._fold = Fold()
         self._edited: str | None = None  # the turn whose prompt is being edited
         self._code_at = -1  # the block of code that was copied last
@@ -184,11 +185,14 @@ class ChatScreen(QuietScreen[None]):
         self._read_soon()
 
     def _read_soon(self) -> None:
-        """Once the user pauses, the small model may read what stands there."""
+        """At the first letter and whenever the user pauses, the small model may read what stands there."""
         if self._pause is not None:
             self._pause.stop()
             self._pause = None
-        if self.config.chat.prefill_while_typing and self.query_one(Prompt).text:
+        was_typing, self._is_typing = self._is_typing, bool(self.query_one(Prompt).text)
+        if self.config.chat.prefill_while_typing and self._is_typing:
+            if not was_typing:  # the answer before it can be read meanwhile
+                self._read_draft()
             self._pause = self.set_timer(PAUSE_SECONDS, self._read_draft)
 
     def _read_draft(self) -> None:
