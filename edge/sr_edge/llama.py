@@ -325,7 +325,8 @@ class Llama:
         self.decodes += 1
         self._library.forget_errors()
         batch = self._batch.fill(ids, _checked(sequence), position, outputs, riders)
-        result = self._compute(context, batch, count, position)
+        is_token = count == 1 and bool(outputs)
+        result = self._compute(context, batch, position, is_token=is_token)
         if result == 1:
             raise ContextFullError(
                 f"the context of {self.context_size} tokens is full: ask with a larger one, or start anew"
@@ -336,14 +337,18 @@ class Llama:
             reason = self._library.complaint(f"error {result}")
             raise GenerationError(f"llama.cpp could not go on: {reason}: try again with a smaller context")
 
-    def _compute(self, context: Any, batch: Any, num_tokens: int, position: int) -> int:
-        """`llama_decode`, with as many threads as the other programs on this machine leave room for."""
+    def _compute(self, context: Any, batch: Any, position: int, *, is_token: bool) -> int:
+        """`llama_decode`, with as many threads as the other programs on this machine leave room for.
+
+        Args:
+            is_token: a single one with logits: only these are alike in what they take.
+        """
         governor, pace, ceiling = self._governor, self._pace, self._ceiling
         if governor is None:
             return int(self._api.llama_decode(context, batch))
         while True:
             self._set_threads(context, governor.threads(ceiling))
-            if num_tokens > 1:  # these differ in what they take
+            if not is_token:
                 return int(self._api.llama_decode(context, batch))
             limit = governor.limit(pace, ceiling, position)
             began = time.perf_counter()

@@ -92,7 +92,8 @@ class WideLlama(Llama):
         self.computed += len(rows)
         self.outputs += outputs
         self._library.forget_errors()
-        result = self._compute(context, batch, len(rows), rows[0].position)
+        is_token = len(rows) == outputs == 1
+        result = self._compute(context, batch, rows[0].position, is_token=is_token)
         if result == 1:
             raise ContextFullError(f"the context of {self.context_size} tokens is full: ask for less")
         if result != 0:
