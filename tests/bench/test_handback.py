@@ -12,6 +12,7 @@ from tests.tiny_gguf import write_tiny_gguf
 from sr_edge.bench.handback import (
     PacedRemote,
     Reader,
+    extra_seconds,
     places_of,
     probe,
     prose,
@@ -150,6 +151,26 @@ def test_probing_writes_eight_tokens_after_each_prefix(model: Path) -> None:
     assert together.tokens == alone.tokens <= 20 * 8
     assert together.batches <= 8 + 2, "the prompt, what only some share, and a batch a step"
     assert alone.batches >= alone.tokens
+
+
+class Timed:
+    """A reader whose times are a script: with p(close), without, and so on."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self._seconds = iter(seconds)
+        self.asked: list[str] = []
+
+    def seconds(self, batch: int, where: str) -> float:
+        self.asked.append(where)
+        return next(self._seconds)
+
+
+def test_what_reading_adds_is_taken_by_turns_and_not_from_noise() -> None:
+    timed = Timed([1.5, 1.0, 9.0, 8.0, 2.0, 1.9])
+    assert extra_seconds(timed, 16, 3) == 0.5  # type: ignore[arg-type]
+    assert timed.asked == ["token", "none"] * 3
+    with pytest.raises(EdgeError, match="noise"):
+        extra_seconds(Timed([1.0, 1.1]), 16, 1)  # type: ignore[arg-type]
 
 
 def test_the_share_of_reading_is_taken_round_by_round() -> None:
