@@ -198,6 +198,41 @@ def test_a_drafted_span_is_the_one_that_the_large_model_writes_alone(folder, fre
         assert_same_but_for_near_ties(ids, list(remote._model.ids), fresh)
 
 
+@given(
+    name=st.sampled_from(["alike", "similar", "other"]),
+    likely=st.sampled_from([0, 0.02, 0.05]),
+    spans=st.lists(
+        st.tuples(st.text("the 1,\n", max_size=6), st.integers(1, 50), st.integers(1, 20)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+@REAL
+def test_whatever_spans_come_and_whenever_they_are_cut_the_text_stays_the_same(
+    folder, fresh, name, likely, spans
+):
+    answer = ""
+    with asking(folder / f"{name}.gguf") as small, LocalGGUF(folder / "big.gguf") as remote:
+        remote.speculation = Speculation(
+            small, remote._model, clock=lambda: 0.0, likely=likely, contest=Always()
+        )
+        for said, most, reads in spans:
+            answer += said
+            span = remote.stream(QUESTION, answer, most)
+            written = "".join(filter(None, (span.read(1.0) for _ in range(reads))))
+            span.close()
+            prompt = [*remote._model.render(QUESTION).ids, *remote._model.tokenize(answer)]
+            ids = list(remote._model.ids)
+            assert ids[: len(prompt)] == prompt
+            fresh.rewind(0)
+            fresh.feed(prompt)
+            banned = fresh.markers.open_ids + fresh.markers.close_ids
+            expected = [fresh.sample(banned).id for _ in ids[len(prompt) :]]
+            assert_same_but_for_near_ties(ids, prompt + expected, fresh)
+            answer += written
+            small.feed(small.tokenize(said + written))
+
+
 def test_a_right_draft_saves_decodes_and_a_wrong_one_costs_the_large_model_none(folder):
     with LocalGGUF(folder / "big.gguf") as remote:
         listen(remote.stream(QUESTION, "", 200))
