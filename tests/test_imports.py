@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from sr_edge.passport import demo_paths
 
 HEAVY = {"gguf", "httpx", "llama_cpp", "numpy", "textual", "tokenizers", "torch", "transformers"}
 
@@ -29,6 +33,20 @@ def test_help_and_version_import_nothing_heavy(option: str) -> None:
     loaded = set(json.loads(done.stderr))
     assert "sr_edge" in loaded
     assert not loaded & HEAVY
+
+
+def test_an_answer_that_is_not_kept_waits_for_nothing_that_it_has_no_use_for(tmp_path: Path) -> None:
+    arguments = ["ask", "--no-log", "--policy", "local", "--max-tokens", "1", "-m", str(demo_paths().small)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.replace('.partition(".")[0]', ""), *arguments, "Ida has 4 coins."],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stderr.splitlines()[-1]))
+    assert "sr_edge.local" in loaded
+    assert not loaded & {"httpx", "llama_cpp.llama", "sqlite3", "sr_edge.store", "textual", "tomlkit"}
 
 
 DECODE = """

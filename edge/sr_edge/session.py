@@ -19,7 +19,6 @@ from sr_edge.reading import Places
 from sr_edge.roles import First, Gate, Limits, LocalModel, Message, Progress, RemoteModel, Schedule, Steering
 from sr_edge.shelf import check_on_load, find
 from sr_edge.split import SplitDecoder
-from sr_edge.suites import demo
 from sr_edge.terminal import safe_line
 
 if TYPE_CHECKING:
@@ -380,7 +379,11 @@ class Session:
 
     def _unknown_words(self, messages: Sequence[Message]) -> list[str]:
         """What the models were not made for in the question; nothing if they are for everything."""
-        return demo.unknown_words(messages[-1].content) if self.hears_one_question else []
+        if not self.hears_one_question:
+            return []
+        from sr_edge.suites import demo
+
+        return demo.unknown_words(messages[-1].content)
 
     def _refused(self, messages: Sequence[Message], unknown: Sequence[str]) -> Iterator[Event]:
         prompt = self.local.render(messages)

@@ -23,7 +23,6 @@ from sr_edge.errors import GenerationError, ModelError, RemoteError, UsageError
 from sr_edge.events import Event, SpanOpened, to_json
 from sr_edge.policy import Dial
 from sr_edge.report import FAILED, Spans, as_json, is_full
-from sr_edge.store import HistoryError
 from sr_edge.terminal import safe, safe_json
 from sr_edge.transcript import Fold, Transcript
 
@@ -268,6 +267,8 @@ def ask(
     if code == INTERRUPTED:
         code = interrupt.code
     if unkept:
+        from sr_edge.store import HistoryError
+
         note(unkept)
         code = code or HistoryError.exit_code
     if extract and boxed is None and transcript.finish != "refused":

@@ -1,25 +1,21 @@
-"""How `ask` keeps its question and answer. What fails there is a line, never the end of the answer."""
+"""How `ask` keeps its question and answer. What fails there is a line, never the end of the answer.
+
+The history is imported where it is used: who wants none does not wait for it.
+"""
 
 from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from sr_edge.commands.output import note
 from sr_edge.errors import UsageError
 from sr_edge.events import Event, Finished, SpanClosed
 from sr_edge.roles import Message
-from sr_edge.store import (
-    Conversation,
-    HistoryError,
-    Recorder,
-    Store,
-    Turn,
-    history_path,
-    messages,
-    title_of,
-)
+
+if TYPE_CHECKING:
+    from sr_edge.store import Conversation, Recorder, Store, Turn
 
 
 class Keeping:
@@ -44,6 +40,8 @@ class Keeping:
         self._begun: tuple[str, str, int | None] | None = None
         self._waiting: list[Event] | None = None  # while there is no store and may be one later
         if keeps or goes_on or id is not None:
+            from sr_edge.store import HistoryError
+
             try:
                 self._open(goes_on, id)
             except HistoryError as error:
@@ -62,7 +60,11 @@ class Keeping:
 
     def told(self, question: str) -> list[Message]:
         """What the models get: what was said before, without reasoning, and the question."""
-        before = messages(self._turns)
+        before: list[Message] = []
+        if self._turns:
+            from sr_edge.store import messages
+
+            before = messages(self._turns)
         if before and before[-1].role == "user":  # it never got an answer
             question = f"{before.pop().content}\n\n{question}"
         return [*before, Message("user", question)]
@@ -71,6 +73,8 @@ class Keeping:
         """The question is on disk when this returns, unless a line said that it is not."""
         self._begun = (question, policy, seed)
         if self._keeps and self._store is not None and not self._store.is_read_only:
+            from sr_edge.store import HistoryError
+
             try:
                 self._begin(self._store)
             except HistoryError as error:
@@ -91,6 +95,8 @@ class Keeping:
     def finish(self) -> str | None:
         """What could not be kept, in one line."""
         if self._waiting is not None and self._begun is not None:
+            from sr_edge.store import HistoryError
+
             waiting, self._waiting = self._waiting, None
             try:
                 self._try_again(waiting)
@@ -112,6 +118,8 @@ class Keeping:
         self._close_store()
 
     def _open(self, goes_on: bool, id: str | None) -> None:
+        from sr_edge.store import Store, history_path
+
         self._store = Store.open(history_path(os.environ), warn=self._warn, create=self._keeps)
         if id is not None:
             self._conversation = self._store.conversation(id)
@@ -123,6 +131,8 @@ class Keeping:
             self._turns = self._store.thread(self._conversation.head)
 
     def _begin(self, store: Store) -> None:
+        from sr_edge.store import title_of
+
         assert self._begun is not None
         question, policy, seed = self._begun
         if self._conversation is None:
