@@ -494,7 +494,7 @@ class LlamaLocal:
                 raise StateError(str(error)) from None
             raise
         self._ids += ids
-        self._decoded = len(ids)
+        self._decoded, self._logits_of = len(ids), _NO_LOGITS
         return len(ids)
 
     def _check_open(self) -> None:

@@ -14,6 +14,7 @@ from sr_edge.bench import busy, decode, growth, memory, startup, turns
 from sr_edge.bench.fresh import fresh
 from sr_edge.bench.growth import grow, some_answer
 from sr_edge.bench.metered import asked
+from sr_edge.bench.reopening import reopen
 from sr_edge.bench.report import Found, Row, Skipped
 from sr_edge.bench.setting import Setting, threads_for
 from sr_edge.bench.turns import converse
@@ -116,6 +117,14 @@ def test_the_second_turn_reads_only_what_is_new(tiny: Path) -> None:
     spoken = converse(tiny, 1, tokens=400)
     assert 350 < spoken.read[0] < 450
     assert spoken.read[1] < 100  # the answer of 32 tokens at most, the question, the scaffold
+
+
+def test_a_conversation_from_disk_costs_one_decode(tiny: Path) -> None:
+    with metered(library().api, ["llama_decode"]) as meter:
+        opened = reopen(tiny, 1, tokens=400)
+    assert opened.tokens == 400
+    assert opened.file_bytes > 400
+    assert meter.calls == 2  # all of it to read it, and its last token to go on
 
 
 def test_turns_are_skipped_where_the_context_is_too_small(tmp_path: Path) -> None:

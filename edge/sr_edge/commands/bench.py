@@ -38,6 +38,7 @@ class Subject(Enum):
     STARTUP = "startup"
     BUSY = "busy"
     TURNS = "turns"
+    REOPENING = "reopening"
     HANDBACK = "handback"
     WALL = "wall"
     BIG = "big"
@@ -51,6 +52,7 @@ _SUBJECTS = {
     Subject.STARTUP: "sr_edge.bench.startup",
     Subject.BUSY: "sr_edge.bench.busy",
     Subject.TURNS: "sr_edge.bench.turns",
+    Subject.REOPENING: "sr_edge.bench.reopening",
     Subject.HANDBACK: "sr_edge.bench.handback",
     Subject.WALL: "sr_edge.bench.wall",
     Subject.BIG: "sr_edge.bench.speculation",
