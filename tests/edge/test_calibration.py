@@ -175,7 +175,9 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This model is worth measuring, and nobody else is here."""
+    """This model is worth measuring, nobody else is here, and there is time."""
+    for limit in ("BUDGET", "_SECONDS"):
+        monkeypatch.setattr(f"sr_edge.calibration.{limit}", math.inf)
     monkeypatch.setattr(llama, "_SMALL_MODEL", 1 << 20)
     monkeypatch.setattr(llama, "OtherUse", lambda: quiet)
     monkeypatch.setattr("sr_edge.local.physical_cores", lambda: 2)
@@ -221,7 +223,7 @@ def test_a_model_is_measured_once(
     next((tmp_path / "calibration").iterdir()).write_text("{")
     with LlamaLocal.open(synthetic, n_ctx=64) as local:
         assert local.calibrate(tmp_path, say=lines.append) == found
-    assert len(decodes) == 2 * num_timed
+    assert len(decodes) == 2 * num_timed == 2 * (1 + 16 + 4 + 16)
 
 
 def test_the_users_threads_stay(
