@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -238,6 +241,20 @@ def test_the_alarm_is_for_its_own_step_only() -> None:
     dog.begin(10.0)
     assert not dog.end()
     assert len(set(threading.enumerate()) - before) == 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_spin_for_a_moment_unless_the_user_says_otherwise(
+    chosen: dict[str, str], spins: str | None
+) -> None:
+    code = "import os; from sr_edge.llama import library; library(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    own = {key: value for key, value in os.environ.items() if key not in llama._WAITING}
+    environment = {**own, "PYTHONPATH": os.pathsep.join(sys.path), **chosen}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{spins}\n", done.stderr
 
 
 @pytest.fixture(scope="module")
