@@ -52,9 +52,9 @@ def test_a_span_that_brought_nothing_adds_nothing() -> None:
     assert {point.writer for point in timeline.points} == {"local"}
 
 
-def test_the_line_is_cut_where_the_pen_changes_hands_and_has_no_gap() -> None:
+def test_the_line_is_cut_where_the_pen_changes_hands_or_rests_and_has_no_gap() -> None:
     drawn = list(stretches(timeline_of("ours", ANSWER).points))
-    assert [writer for writer, _ in drawn] == ["local", "remote", "local"]
+    assert [writer for writer, _ in drawn] == ["local", None, "local", "remote", "local", None]
     for (_, one), (_, following) in itertools.pairwise(drawn):
         assert one[-1] == following[0]
     assert list(stretches([])) == list(stretches([Point(0.0, 0, "local")])) == []

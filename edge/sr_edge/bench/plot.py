@@ -1,7 +1,7 @@
 """Who wrote which tokens when, as a picture: PNG for documents, SVG for the rest.
 
-A thin line is the small model's, a thick one the large one's, so that it can be read without colour. Flat is
-where nobody wrote: reading, waiting, probing. The same timelines give the same bytes of SVG.
+A thin line is the small model's, a thick one the large one's, and a dotted one nobody's (reading, waiting,
+probing), so that it can be read without colour. The same timelines give the same bytes of SVG.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _STYLE = {
     "font.size": 9.0,
 }
 _COLOURS = ("#0f766e", "#b45309", "#1d4ed8", "#9d174d")
+_GREY = "#6b7280"
 _WIDTHS: dict[Writer, float] = {"local": 1.2, "remote": 4.0}
 _WRITERS: dict[Writer, str] = {"local": "the small model", "remote": "the large model"}
 
@@ -63,7 +64,8 @@ def plot(timelines: Sequence[Timeline], folder: Path, title: str = "") -> tuple[
                     [point.seconds for point in stretch],
                     [point.tokens for point in stretch],
                     color=colour,
-                    linewidth=_WIDTHS[writer],
+                    linewidth=_WIDTHS[writer or "local"],
+                    linestyle="-" if writer else ":",
                     solid_capstyle="butt",
                 )
         axes.set_xlabel("seconds after the question")
@@ -74,8 +76,10 @@ def plot(timelines: Sequence[Timeline], folder: Path, title: str = "") -> tuple[
         keys = [
             Line2D([], [], color=_COLOURS[n % len(_COLOURS)], linewidth=2.0) for n in range(len(timelines))
         ]
-        keys += [Line2D([], [], color="#6b7280", linewidth=width) for width in _WIDTHS.values()]
-        axes.legend(keys, [*(one.name for one in timelines), *_WRITERS.values()], frameon=False, fontsize=8)
+        keys += [Line2D([], [], color=_GREY, linewidth=width) for width in _WIDTHS.values()]
+        keys.append(Line2D([], [], color=_GREY, linewidth=_WIDTHS["local"], linestyle=":"))
+        names = [*(one.name for one in timelines), *_WRITERS.values(), "nobody"]
+        axes.legend(keys, names, frameon=False, fontsize=8)
         if title:
             axes.set_title(title, fontsize=10)
         try:
@@ -86,13 +90,16 @@ def plot(timelines: Sequence[Timeline], folder: Path, title: str = "") -> tuple[
     return png, svg
 
 
-def stretches(points: Sequence[Point]) -> Iterator[tuple[Writer, list[Point]]]:
-    """Cut where the pen changes hands; each stretch begins where the one before it ends."""
-    stretch: list[Point] = [*points[:1]]
+def stretches(points: Sequence[Point]) -> Iterator[tuple[Writer | None, list[Point]]]:
+    """Cut where the pen changes hands or rests; each stretch begins where the one before it ends."""
+    writer: Writer | None = None
+    stretch: list[Point] = []
     for before, point in pairwise(points):
-        if point.writer != before.writer and len(stretch) > 1:
-            yield before.writer, stretch
-            stretch = [before]
+        now = point.writer if point.tokens > before.tokens else None
+        if not stretch or now != writer:
+            if stretch:
+                yield writer, stretch
+            writer, stretch = now, [before]
         stretch.append(point)
-    if len(stretch) > 1:
-        yield stretch[-1].writer, stretch
+    if stretch:
+        yield writer, stretch

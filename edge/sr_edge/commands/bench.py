@@ -236,8 +236,9 @@ def _print(report: Report) -> None:
     from sr_edge.bench.report import machine_lines
 
     if report.rows:
-        heading = ("subject", "what", "measured", "range", "goal", "made from")
-        print_table(heading, [_cells(row) for row in report.rows], right=(2,))
+        # A narrow terminal cuts off the right: the figure must not be there.
+        heading = ("subject", "measured", "goal", "what", "range", "made from")
+        print_table(heading, [_cells(row) for row in report.rows], right=(1,))
     for row in report.rows:
         if row.note:
             say(f"{row.subject}, {row.name}: {row.note}")
@@ -252,10 +253,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
     return (
         row.subject,
-        row.name,
         figure(row.figure.median, row.unit),
-        within(row.figure, row.unit),
         goal(row),
+        row.name,
+        within(row.figure, row.unit),
         made_from(row),
     )
 
