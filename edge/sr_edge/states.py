@@ -291,7 +291,7 @@ class Reopening:
         if conversation is None or conversation == self._conversation:
             return False
         try:
-            return self._folder.path(conversation, self._cache.origin).exists()
+            return os.path.exists(self._folder.path(conversation, self._cache.origin))
         except StateError:
             return False
 
@@ -309,7 +309,7 @@ class Reopening:
             return 0
         try:
             path = self._folder.path(conversation, self._cache.origin)
-            if not path.exists():
+            if not os.path.exists(path):  # False too where it may not be looked at
                 return 0
             try:
                 n = self._cache.load_state(path)

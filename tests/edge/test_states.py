@@ -510,6 +510,17 @@ def test_a_conversation_that_is_removed_takes_its_cache_along(tiny: Path, tmp_pa
     assert {file.name.partition("-")[0] for file in states_in(tmp_path)} == kept - {latest}
 
 
+def test_a_folder_that_cannot_be_written_costs_a_line_and_no_answer(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "conversations").write_text("in the way")
+    env = {"SR_EDGE_HOME": str(tmp_path), "SR_EDGE_CACHE__CONVERSATIONS": "true"}
+    for options in ([], ["-c"]):
+        done = call("ask", "er?", *options, "-m", tiny, "--json", "--max-tokens", 8, env=env)
+        assert done.returncode == 0
+        assert json.loads(done.stdout)["finish"] == "length"
+        assert done.stderr.count("cannot be written") == 1
+
+
 def test_a_damaged_cache_costs_a_line_and_no_answer(tiny: Path, tmp_path: Path) -> None:
     ask(tmp_path, tiny)
     file = states_in(tmp_path)[0]
