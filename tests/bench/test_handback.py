@@ -10,8 +10,11 @@ import pytest
 from tests.tiny_gguf import write_tiny_gguf
 
 from sr_edge.bench.handback import (
+    BATCHES,
     PacedRemote,
     Reader,
+    _probing_rows,
+    _reading_rows,
     extra_seconds,
     places_of,
     probe,
@@ -22,6 +25,8 @@ from sr_edge.bench.handback import (
     span_texts,
 )
 from sr_edge.bench.pairs import Spread
+from sr_edge.bench.report import Row
+from sr_edge.bench.setting import Setting
 from sr_edge.errors import EdgeError
 from sr_edge.llama import open_vocabulary
 from sr_edge.local import LlamaLocal
@@ -175,3 +180,28 @@ def test_what_reading_adds_is_taken_by_turns_and_not_from_noise() -> None:
 
 def test_the_share_of_reading_is_taken_round_by_round() -> None:
     assert shares_of([10.0, 20.0, 4.0], [9.0, 16.0, 3.0]) == Spread(0.2, 0.1, 0.25, 3)
+
+
+def setting_of(model: Path, home: Path) -> Setting:
+    return Setting(model, threads=1, pairs=1, environ={}, home=home)
+
+
+def test_reading_is_reported_for_every_kind_of_place(model: Path, tmp_path: Path) -> None:
+    found = [row for row in _reading_rows(setting_of(model, tmp_path)) if isinstance(row, Row)]
+    assert [row.goal.value for row in found if row.goal] == [0.20, 0.06, 0.06]
+    assert all([side.name for side in row.sides] == [f"batches of {n}" for n in BATCHES] for row in found)
+    assert "at 128 of 128 tokens" in found[0].note
+
+
+def test_probing_is_compared_by_the_number_of_places(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sr_edge.bench.handback.extra_seconds", lambda reader, batch, repeats: 2.0)
+    every, words, sentences = (
+        row for row in _probing_rows(setting_of(model, tmp_path)) if isinstance(row, Row)
+    )
+    ours = [row.sides[0].measured.median for row in (every, words, sentences)]
+    assert ours[0] == 2.0 > ours[1] > ours[2]
+    assert every.figure.median == pytest.approx(every.sides[1].measured.median / 2.0)
+    assert [row.goal is not None for row in (every, words, sentences)].count(True) == 1
+    assert "512 tokens" in every.note

@@ -382,11 +382,13 @@ def _probing_rows(setting: Setting) -> Iterator[Found]:
         pieces = [vocabulary.piece(id).decode() for id in span]
         prefixes = [start + "".join(pieces[:n]) for n in range(1, CHUNK + 1)]
         counts: dict[str, Probed] = {}
+        rows_of_logits: dict[Places, int] = {}
 
         def ours() -> float:
             reader = _reader(writer.llama, CHUNK, setting.model)  # what it shares with theirs is not timed
             reader.read(_USUAL_BATCH, _WITHOUT)
             seconds = extra_seconds(reader, _USUAL_BATCH, _REPEATS)
+            rows_of_logits.update({places: len(reader.places(places)) for places in _PLACE_NAMES})
             writer.forget()
             return seconds
 
@@ -407,16 +409,20 @@ def _probing_rows(setting: Setting) -> Iterator[Found]:
         yield from failures(_SUBJECT, done.failures)
         return
     together = counts["probing together"]
-    yield Row(
-        _SUBJECT,
-        "finding the hand-back, the paper's probing / ours at every token",
-        ratios(done.values["probing together"], done.values["ours"]),
-        "x",
-        _PROBING_GOAL,
-        tuple(Side(name, Spread.of(seconds), "s") for name, seconds in done.values.items()),
-        f"for {CHUNK} tokens of a span: {together.tokens} tokens in {together.batches} batches, against "
-        f"{CHUNK} rows of logits; one by one measured on {_ALONE} of the {CHUNK} prefixes",
-    )
+    for places, name in _PLACE_NAMES.items():
+        share = rows_of_logits[places] / CHUNK
+        seconds = {**done.values, "ours": tuple(one * share for one in done.values["ours"])}
+        yield Row(
+            _SUBJECT,
+            f"finding the hand-back, the paper's probing / ours at {name}",
+            ratios(seconds["probing together"], seconds["ours"]),
+            "x",
+            _PROBING_GOAL if places == Limits().places else None,
+            tuple(Side(side, Spread.of(each), "s") for side, each in seconds.items()),
+            f"for {CHUNK} tokens of a span: {together.tokens} tokens in {together.batches} batches, against "
+            f"{rows_of_logits[places]} rows of logits, each taken to cost as much as one of those at every "
+            f"token; one by one measured on {_ALONE} of the {CHUNK} prefixes",
+        )
 
 
 def extra_seconds(reader: Reader, batch: int, repeats: int) -> float:
