@@ -1,8 +1,8 @@
 """Reading ahead: what may become the next prompt is read while its user still types.
 
 It is read on a branch, which shares what the small model's cache has in common with it: the cache itself
-stays as it is, for an answer that goes on after all. When the prompt comes, and begins as it was typed, the
-branch becomes the cache; else it is dropped. Whatever is read in vain costs nobody any time.
+stays as it is, for an answer that goes on after all. When the prompt comes, the branch becomes the cache if
+it holds more of that; else it is dropped. Whatever is read in vain costs nobody any time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class ReadAhead:
     def __init__(self, local: LocalModel) -> None:
         self._local = local
         self._branch: LocalModel | None = None
-        self._messages: tuple[Message, ...] = ()
 
     def read(self, messages: Sequence[Message], *, goes_on: Callable[[], bool]) -> int:
         """Read a conversation whose last message is still being typed. Returns how many tokens were read.
@@ -42,7 +41,6 @@ class ReadAhead:
         branch = self._branch_for(ids)
         if branch is None:
             return 0
-        self._messages = tuple(messages)
         begin = at = len(branch.ids)
         if len(ids) - at + _RESERVE > branch.room:
             return 0
@@ -55,17 +53,12 @@ class ReadAhead:
         return at - begin
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Now this is to be answered: the cache becomes what was read ahead of it, if that helps."""
-        branch, read = self._branch, self._messages
+        """Now this is to be answered: the cache becomes what was read ahead, where that is more of it."""
+        branch = self._branch
         if branch is None:
             return
-        is_begun = (
-            len(messages) == len(read)
-            and tuple(messages[:-1]) == read[:-1]
-            and messages[-1].role == read[-1].role
-            and messages[-1].content.startswith(read[-1].content)
-        )
-        if is_begun and common_length(self._local.ids, branch.ids) < len(branch.ids):
+        ids = self._local.render(messages).ids
+        if common_length(branch.ids, ids) > common_length(self._local.ids, ids):
             self._local.adopt(branch)
             self._branch = None
         else:

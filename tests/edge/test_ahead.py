@@ -66,6 +66,12 @@ def test_a_prompt_that_was_read_while_it_was_typed_is_hardly_read_again(session:
     assert left_to_read(started) < 30
 
 
+def test_what_was_deleted_before_it_was_sent_costs_only_itself(session: Session) -> None:
+    session.read_ahead(user(QUESTION * 10), goes_on=always)
+    started, _ = answered(session, user(QUESTION * 6 + "?"))
+    assert left_to_read(started) < 30
+
+
 def test_a_draft_that_grows_is_read_where_it_grew(session: Session) -> None:
     counts = [session.read_ahead(user(QUESTION * n), goes_on=always) for n in (6, 7, 7, 8)]
     each = counts[1]
