@@ -35,8 +35,8 @@ def test_a_spans_tokens_are_shared_out_by_what_came_when() -> None:
         (0.5, 0, "local"),
         (1.0, 1, "local"),
         (1.5, 2, "local"),
-        (1.6, 2, "local"),
-        (2.0, 3, "local"),
+        (1.6, 3, "local"),  # the opening marker, when it was sampled
+        (2.5, 3, "local"),
         (2.5, 5, "remote"),  # 4 of 10 characters, so 2 of 5 tokens
         (3.0, 8, "remote"),
         (4.0, 9, "local"),
@@ -48,13 +48,13 @@ def test_a_span_that_brought_nothing_adds_nothing() -> None:
     opened = SpanOpened(1, "marker", 0.9, "big", at=1.0)
     refused = SpanClosed(1, ids=(), end="declined", at=1.1)
     timeline = timeline_of("ours", [ANSWER[0], ANSWER[1], opened, refused, ANSWER[2]])
-    assert [point.tokens for point in timeline.points] == [0, 1, 1, 2]
+    assert [point.tokens for point in timeline.points] == [0, 1, 2]
     assert {point.writer for point in timeline.points} == {"local"}
 
 
 def test_the_line_is_cut_where_the_pen_changes_hands_or_rests_and_has_no_gap() -> None:
     drawn = list(stretches(timeline_of("ours", ANSWER).points))
-    assert [writer for writer, _ in drawn] == ["local", None, "local", "remote", "local", None]
+    assert [writer for writer, _ in drawn] == ["local", None, "remote", "local", None]
     for (_, one), (_, following) in itertools.pairwise(drawn):
         assert one[-1] == following[0]
     assert list(stretches([])) == list(stretches([Point(0.0, 0, "local")])) == []

@@ -83,7 +83,8 @@ class Point:
     """So much was written so many seconds after the question, the last of it by `writer`."""
 
     seconds: float
-    tokens: int
+    tokens: float
+    """With a fraction inside a span, whose tokens are known as a whole."""
     writer: Writer
 
 

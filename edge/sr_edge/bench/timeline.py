@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from sr_edge.bench.report import Point, Timeline
 from sr_edge.events import Event, Finished, LocalToken, SpanClosed, SpanDelta, SpanOpened, Started
@@ -13,6 +13,7 @@ def timeline_of(name: str, events: Iterable[Event]) -> Timeline:
     length."""
     points: list[Point] = []
     tokens = 0
+    opened: float | None = None
     texts: list[SpanDelta] = []
     for event in events:
         match event:
@@ -20,21 +21,26 @@ def timeline_of(name: str, events: Iterable[Event]) -> Timeline:
                 points.append(Point(event.at, 0, "local"))
             case LocalToken():
                 tokens += 1
-                points.append(Point(event.at, tokens, "local"))
+                # A marker was sampled when the span opened; it is told when the span has text.
+                points.append(Point(event.at if opened is None else opened, tokens, "local"))
             case SpanOpened():
-                points.append(Point(event.at, tokens, "local"))
-                texts = []
+                opened, texts = event.at, []
             case SpanDelta():
+                if not texts:
+                    points.append(Point(event.at, tokens, "local"))  # nobody wrote until now
                 texts.append(event)
             case SpanClosed():
-                whole = sum(len(delta.text) for delta in texts)
-                written = 0
-                for delta in texts:
-                    written += len(delta.text)
-                    share = written / whole if whole else 1.0
-                    points.append(Point(delta.at, tokens + round(event.tokens * share), "remote"))
+                points += _shared_out(texts, event.tokens, tokens)
                 tokens += event.tokens
-                texts = []
+                opened, texts = None, []
             case Finished():
-                points.append(Point(event.at, tokens, points[-1].writer if points else "local"))
+                points.append(Point(event.at, tokens, "local"))
     return Timeline(name, tuple(points))
+
+
+def _shared_out(texts: Sequence[SpanDelta], tokens: int, before: int) -> Iterator[Point]:
+    whole = sum(len(delta.text) for delta in texts) or 1
+    written = 0
+    for delta in texts:
+        written += len(delta.text)
+        yield Point(delta.at, before + tokens * written / whole, "remote")
