@@ -12,6 +12,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -267,6 +268,9 @@ class LlamaLocal:
         before = len(self._ids)
         probed = [before + n for n in range(len(ids)) if is_probed(probe, n)] if probe else []
         if not probed and len(ids) <= _FEW:
+            if before - self._decoded > _FEW:
+                with suppress(StoppedError):  # a marker is taken even so: no cache ends inside a span
+                    self._decode(before)
             self._ids += [self._model.vocabulary.check(id) for id in ids]
             return []
         self._ids += ids

@@ -567,6 +567,17 @@ def test_a_step_that_fails_leaves_those_who_went_along_as_they_were(
             expect_as_fresh(cursor, fresh)
 
 
+def test_what_is_not_probed_does_not_pile_up(small: LlamaLocal, fresh: LlamaLocal) -> None:
+    for n in range(12):
+        small.feed(range(10 * n, 10 * n + 10))
+        assert len(small.ids) - small._decoded <= 30
+    small.stop()
+    small.feed([7])  # a marker, after a stop
+    small.go_on()
+    assert len(small.ids) == 121
+    expect_as_fresh(small, fresh)
+
+
 def test_only_the_wanted_places_are_probed(small: LlamaLocal) -> None:
     small.feed([65, 66])
     ids = [int(id) for id in np.random.default_rng(1).integers(0, 256, 150)]
