@@ -29,6 +29,7 @@ from sr_edge.errors import (
     GenerationError,
     MarkerError,
     ModelError,
+    StoppedError,
     UsageError,
 )
 from sr_edge.gguf_header import Header, read_header
