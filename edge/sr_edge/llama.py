@@ -31,7 +31,7 @@ from sr_edge.gguf_header import Tensor, read_header
 from sr_edge.governor import Governor, Pace
 from sr_edge.processor import OtherUse, default_threads, has_amx, physical_cores
 from sr_edge.processor import name as processor_name
-from sr_edge.repack import overrides, repackable
+from sr_edge.repack import repackable
 from sr_edge.vocabulary import Vocabulary
 from sr_edge.watchdog import Watchdog
 
@@ -619,18 +619,17 @@ def _load_model(
     params = api.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     params.vocab_only = vocabulary_only
-    amx = has_amx(library.system_info)
-    params.use_extra_bufts = not amx
-    repacked = repackable(cpu_tensors, library.system_info)
-    chosen = overrides(api, repacked) if amx and hasattr(params, "tensor_buft_overrides") else None
-    if chosen is not None:
-        params.tensor_buft_overrides = chosen.pointer
-    if repacked and (chosen is not None or not amx) and hasattr(params, "load_mode"):
+    params.use_extra_bufts = not has_amx(library.system_info)
+    if (
+        params.use_extra_bufts
+        and repackable(cpu_tensors, library.system_info)
+        and hasattr(params, "load_mode")
+    ):
         params.load_mode = api.LLAMA_LOAD_MODE_NONE  # mapped, the file would lie in memory beside them
     params.progress_callback = callback = api.llama_progress_callback(report)
     library.forget_errors()
     model = api.llama_model_load_from_file(os.fsencode(path), params)
-    del callback, chosen  # they had to live until here
+    del callback  # it had to live until here
     if raised:
         if model:
             api.llama_model_free(model)

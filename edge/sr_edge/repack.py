@@ -1,17 +1,15 @@
-"""Weights in the order in which the processor multiplies fastest: which ones, and how llama.cpp comes to it.
+"""Which weights llama.cpp lays out anew for the processor while it loads, so that the file is only read.
 
-llama.cpp reorders them by itself while it loads. Two things it does not see: that a file which was mapped
-into memory then lies there twice, and that its kernels for AMX are not to be trusted (`processor.has_amx`).
+Of the kinds of memory that it may put them into those for AMX are not to be trusted, see `processor.has_amx`;
+and to force these there in their place made reading sixteen tokens half as fast again, and writing, of which
+there is more, a sixth slower.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from sr_edge.gguf_header import Tensor
 
@@ -21,27 +19,8 @@ _ROWS: Final = 8
 
 # Only these are nothing but multiplied. A table of embeddings is looked up in too, row by row.
 _MULTIPLIED: Final = re.compile(
-    r"(?:blk\.(?P<layer>\d+)\.)(?P<part>attn_(?:q|k|v|qkv|output)|ffn_(?:gate|up|down))\.weight|output\.weight"
+    r"blk\.\d+\.(?:attn_(?:q|k|v|qkv|output)|ffn_(?:gate|up|down))\.weight|output\.weight"
 )
-_BUFFER: Final = b"CPU_REPACK"
-_REGISTRY: Final = b"CPU"
-
-
-class _Override(ctypes.Structure):
-    """`llama_model_tensor_buft_override`."""
-
-    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """Which tensors llama.cpp is to put into which kind of memory. Keep it until the model is loaded."""
-
-    array: ctypes.Array[_Override]
-
-    @property
-    def pointer(self) -> ctypes.c_void_p:
-        return ctypes.cast(self.array, ctypes.c_void_p)
 
 
 def repackable(tensors: Iterable[Tensor], system_info: str) -> list[Tensor]:
@@ -76,59 +55,3 @@ def _kinds(system_info: str) -> frozenset[int]:
 def _flags(system_info: str) -> Iterable[tuple[str, str, str]]:
     """`CPU : SSE3 = 1 | AVX = 1 | ` as parts."""
     return [part.rpartition(":")[2].partition("=") for part in system_info.split("|")]
-
-
-def patterns(tensors: Sequence[Tensor]) -> list[bytes]:
-    """Regular expressions that match the names of these and of no others.
-
-    Few and short: llama.cpp compiles each of them anew for each tensor of the model.
-    """
-    layers: dict[str, list[str]] = {}
-    for tensor in tensors:
-        match = _MULTIPLIED.fullmatch(tensor.name)
-        assert match is not None
-        layers.setdefault(match["part"] or "", []).append(match["layer"] or "")
-    return [
-        (rf"^blk\.({'|'.join(numbers)})\.{part}\.weight$" if part else r"^output\.weight$").encode()
-        for part, numbers in layers.items()
-    ]
-
-
-def overrides(api: ModuleType, tensors: Sequence[Tensor]) -> Overrides | None:
-    """What makes llama.cpp reorder these where it would not choose so; None if it cannot be told.
-
-    Args:
-        tensors: of those that `repackable` returned: a wrong one would end the process.
-    """
-    buffer_type = _buffer_type(api._lib)
-    if buffer_type is None or not tensors:
-        return None
-    entries = [_Override(pattern, buffer_type) for pattern in patterns(tensors)]
-    return Overrides((_Override * (len(entries) + 1))(*entries, _Override(None, None)))
-
-
-def _buffer_type(library: Any) -> int | None:
-    """ggml's handle of that kind of memory. It has no function of its own: backends are asked by name."""
-    try:
-        registry_named = library.ggml_backend_reg_by_name
-        device_of = library.ggml_backend_reg_dev_get
-        function_of = library.ggml_backend_reg_get_proc_address
-        name_of = library.ggml_backend_buft_name
-    except AttributeError:
-        return None
-    registry_named.restype, registry_named.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
-    device_of.restype, device_of.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t]
-    function_of.restype, function_of.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    registry = registry_named(_REGISTRY)
-    device = device_of(registry, 0) if registry else None
-    address = function_of(registry, b"ggml_backend_dev_get_extra_bufts") if device else None
-    if not address:
-        return None
-    extra = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)(device)
-    at = 0
-    while extra and extra[at]:
-        if name_of(extra[at]) == _BUFFER:
-            return int(extra[at])
-        at += 1
-    return None

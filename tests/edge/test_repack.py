@@ -1,9 +1,8 @@
-"""Which weights are reordered for the processor, and that the model stays the one that it was."""
+"""Which weights llama.cpp reorders, and that the model computes the same however it is loaded."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sr_edge import llama, processor, repack
+from sr_edge import processor, repack
 from sr_edge.bench.synthetic import write_synthetic
-from sr_edge.gguf_header import Tensor, read_header
+from sr_edge.gguf_header import Tensor
 
 X86 = "CPU : SSE3 = 1 | AVX2 = 1 | AVX512 = 1 | AMX_INT8 = 1 | OPENMP = 1 | REPACK = 1 | "
 ARM = "CPU : NEON = 1 | ARM_FMA = 1 | DOTPROD = 1 | REPACK = 1 | "
@@ -57,19 +56,6 @@ def test_amx_is_what_llama_cpp_was_compiled_for() -> None:
     assert not processor.has_amx(X86.replace("AMX_INT8 = 1", "AMX_INT8 = 0"))
 
 
-def test_the_patterns_match_these_tensors_and_no_others(synthetic: Path) -> None:
-    tensors = read_header(synthetic).tensors
-    chosen = repack.repackable(tensors, X86)
-    found = repack.patterns(chosen)
-    matched = {
-        tensor.name
-        for tensor in tensors
-        if any(re.search(pattern.decode(), tensor.name) for pattern in found)
-    }
-    assert matched == {tensor.name for tensor in chosen}
-    assert 0 < len(found) <= 8, "each is compiled once per tensor"
-
-
 # In a child: how the weights lie is chosen when llama.cpp is loaded, and a wrong choice ends the process.
 _LOGITS = """
 import sys
@@ -105,21 +91,3 @@ def test_reordered_weights_compute_the_same(synthetic: Path, tmp_path: Path) -> 
     spread = rows["as they are"].std()
     assert np.abs(rows["reordered"] - rows["as they are"]).max() < 0.1 * spread
     assert np.abs(rows["reordered"][0] - rows["reordered"][1]).max() < 0.1 * spread
-
-
-def test_without_ggmls_functions_nothing_is_forced() -> None:
-    class Bare:
-        _lib = object()
-
-    assert repack.overrides(Bare, [tensor("output.weight")]) is None  # type: ignore[arg-type]
-
-
-def test_here_it_can_be_told() -> None:
-    library = llama.library()
-    if "REPACK = 1" not in library.system_info:
-        pytest.skip("this llama.cpp does not reorder weights")
-    chosen = repack.overrides(library.api, [tensor("blk.3.ffn_up.weight"), tensor("blk.10.ffn_up.weight")])
-    assert chosen is not None
-    assert chosen.array[0].pattern == rb"^blk\.(3|10)\.ffn_up\.weight$"
-    assert chosen.array[0].buffer_type
-    assert chosen.array[1].pattern is None
