@@ -49,6 +49,33 @@ def test_an_answer_that_is_not_kept_waits_for_nothing_that_it_has_no_use_for(tmp
     assert not loaded & {"httpx", "llama_cpp.llama", "sqlite3", "sr_edge.store", "textual", "tomlkit"}
 
 
+START = """
+import gc, sys
+enable = gc.enable
+def enable_and_tell():
+    looks = sum(of["collections"] for of in gc.get_stats()) - before
+    print(looks, gc.get_freeze_count() > 0, file=sys.stderr)
+    enable()
+gc.enable = enable_and_tell
+from sr_edge.__main__ import run
+gc.collect()
+before = sum(of["collections"] for of in gc.get_stats())
+run()
+"""
+
+
+@pytest.mark.parametrize("command", ["ask", "doctor"])
+def test_a_start_does_not_look_for_garbage(command: str, tmp_path: Path) -> None:
+    arguments = ["--no-log", "--policy", "local", "--max-tokens", "1", "-m", str(demo_paths().small), "Hm."]
+    done = subprocess.run(
+        [sys.executable, "-c", START, command, *(arguments if command == "ask" else [])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.stderr.splitlines()[0] == "0 True", done.stderr
+
+
 DECODE = """
 import json, sys
 from sr_edge.local import LlamaLocal

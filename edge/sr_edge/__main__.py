@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from types import FrameType
@@ -13,6 +14,7 @@ INTERRUPTED = 130
 def run() -> NoReturn:
     """Run the command line and leave with its exit code; Ctrl-C is one at any moment, imports included."""
     before = signal.signal(signal.SIGINT, _leave)
+    gc.disable()  # what imports make is no garbage; `sr_edge.commands` enables it
     from sr_edge.commands import main
 
     signal.signal(signal.SIGINT, before)

@@ -7,6 +7,7 @@ the entry-point group `sr_edge.commands`; neither theirs nor ours import anythin
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -51,6 +52,9 @@ _OWN = {
 }
 """Where each command is, and the first line of its help. One with commands of its own is a typer app."""
 
+_GOES_ON_IMPORTING = ("ask", "chat")
+"""They enable the garbage collector themselves, once they have what stays."""
+
 _EXTRAS = {
     "convert": ("Convert a trained checkpoint to GGUF.", "convert"),
     "quantize": ("Make a GGUF on disk smaller.", "convert"),
@@ -87,7 +91,12 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command.load() if isinstance(command, Promise) else command, rest
+        if isinstance(command, Promise):
+            command = command.load()
+        if name not in _GOES_ON_IMPORTING:
+            gc.freeze()
+            gc.enable()
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:

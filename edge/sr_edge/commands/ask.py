@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -217,6 +218,8 @@ def ask(
         interrupt.ending(stop_reading),
         EventLog(events) as log,
     ):
+        gc.freeze()  # else the first look would be at all that a start makes
+        gc.enable()
         for notice in session.notices:
             note(notice)
         outside = session.outside
