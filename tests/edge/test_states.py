@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_a_cache_of_another_precision_cannot_use_it(kept: Path, tiny: Path) -> N
 
 def test_another_llama_cpp_cannot_use_it(kept: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tiny) as model:
-        monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
+        monkeypatch.setattr("sr_edge.llama.Llama.engine", "llama-cpp-python 9.9.9")
         expect_refused(kept, model, "computed in another way")
 
 
@@ -530,3 +531,8 @@ def test_a_damaged_cache_costs_a_line_and_no_answer(tiny: Path, tmp_path: Path) 
     assert done.returncode == 0
     assert "the conversation is read again" in done.stderr
     assert ask(tmp_path, tiny, "-c", question="er?").reused > 0
+
+
+def test_a_cache_is_of_the_installed_version(tmp_path: Path) -> None:
+    with LlamaLocal.open(write_tiny_gguf(tmp_path / "tiny.gguf")) as local:
+        assert local.origin.engine == f"llama-cpp-python {version('llama-cpp-python')}"
