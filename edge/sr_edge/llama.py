@@ -354,14 +354,13 @@ class Llama:
                 return int(self._api.llama_decode(context, batch))
             limit = governor.limit(pace, ceiling, position)
             began = time.perf_counter()
-            if limit is not None:
-                self._watchdog.begin(limit)
             try:
+                if limit is not None:
+                    self._watchdog.begin(limit)
                 result = int(self._api.llama_decode(context, batch))
             finally:
-                is_overdue = limit is not None and self._watchdog.end()
-                if is_overdue:
-                    self._stop.end_alarm()
+                is_overdue = self._watchdog.end()
+                self._stop.end_alarm()
             seconds = time.perf_counter() - began
             if result == 0:
                 governor.took(pace, ceiling, position, seconds)
@@ -668,12 +667,13 @@ class _StopFlag:
 
     A function of ours would need the interpreter each time, and slow down every token. The C library has one
     that does: `atoi` reads a number, and any but 0 stops. Its first digit is the user's, its second the
-    watchdog's, so that neither undoes what the other said, on whichever thread.
+    watchdog's, so that neither undoes what the other said, on whichever thread. llama.cpp takes the number
+    for a `bool`, of which some compilers look at the lowest bit only: it is odd where it is not 0.
     """
 
     def __init__(self, api: ModuleType) -> None:
         self._api = api
-        self._text = ctypes.create_string_buffer(b"00")
+        self._text = ctypes.create_string_buffer(b"0 ")
         read_flag = ctypes.CDLL("msvcrt" if os.name == "nt" else None).atoi
         self._read_flag = ctypes.cast(read_flag, api.ggml_abort_callback)
 
@@ -694,7 +694,7 @@ class _StopFlag:
         self._text[1] = b"1"
 
     def end_alarm(self) -> None:
-        self._text[1] = b"0"
+        self._text[1] = b" "
 
 
 _EXPONENTIALS = 1 << 15

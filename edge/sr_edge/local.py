@@ -359,7 +359,7 @@ class LlamaLocal:
         branch = LlamaLocal(self._model, sequence, self, greedy=greedy or self._greedy)
         branch._ids = self._ids[:n]
         branch._decoded = branch._shared = decoded
-        branch._logits_of = self._logits_of
+        branch._logits_of = self._logits_of if n >= self._logits_of[1] else _NO_LOGITS
         return branch
 
     def adopt(self, branch: LlamaLocal) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
-from sr_edge.errors import GenerationError, StoppedError
+from sr_edge.errors import GenerationError
 from sr_edge.markers import CLOSE_SPELLINGS, Markers
 
 Places = Literal["token", "word", "sentence"]
@@ -227,9 +227,12 @@ class SpanReader:
         return self.p_close > _CANDIDATE and self._would_close(self._window_at + n)
 
     def _would_close(self, at: int) -> bool:
-        """Text form: decode greedily from cache position `at` and see whether a close marker comes."""
+        """Text form: decode greedily from cache position `at` and see whether a close marker comes.
+
+        Where that cannot be seen it doesn't: the text has been read, and is to be shown.
+        """
         written = b""
-        with self._cache.fork(at) as branch, suppress(StoppedError):
+        with suppress(GenerationError), self._cache.fork(at) as branch:
             for _ in range(_CONFIRM_TOKENS):
                 written += self._cache.piece(branch.sample().id)
                 text = written.decode("utf-8", "replace").lstrip(_MAY_PRECEDE)

@@ -105,6 +105,10 @@ def _end_of_same(
             return None
         rest = rest[: len(rest) - len(piece)]
         stop -= 1
+    if marks and markers is not None:
+        last = next((id for id in reversed(cache[start:stop]) if id in marks), None)
+        if last in markers.open_ids:  # the span's end went with the white space
+            return None
     return stop
 
 

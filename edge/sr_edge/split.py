@@ -56,7 +56,7 @@ _POLL = 0.02  # seconds between two looks at `cancelled` while the remote is sil
 _RESERVE = 16  # context kept free for the closing marker and tokens that are cut anew
 _GRACE = 0.05  # seconds that the remote has left once the small model can write no more without it
 _PATIENCE = 4.0  # seconds without a word, from which on that is held against the remote
-_GATHER = 0.25  # seconds that text waits, at most, for enough to be read at once
+_GATHER = 0.5  # seconds that text waits, at most, for enough to be read at once
 _PROVEN = 8  # tokens of a span from which on the remote is trusted to go on, and the draft is dropped
 _PROVEN_SECONDS = 1.0  # or so long after its first text
 _MUCH = 200  # characters that arrive at once: to read them takes longer than a look
@@ -182,6 +182,7 @@ class _Answer:
         self._local_tokens = self._past.local_tokens
         self._remote_tokens = self._past.remote_tokens
         self._spans = self._past.spans
+        self._drafted = b""  # what the last span's draft wrote, if that was taken; it may end in a character
         self._read_at = 0.0  # when the prompt was read
         self._span_seconds = self._past.span_seconds + self._past.cut_seconds
         self._steer = steer
@@ -289,7 +290,7 @@ class _Answer:
             if is_wanted and self._budget() >= 1 and not self._cancelled():
                 went_on = yield from self._span("user")
                 if went_on:
-                    scanner.restart()
+                    scanner.resume(self._drafted)
                     banned, is_settled = frozenset(), False
             while self._reason is None:
                 if self._cancelled():
@@ -327,7 +328,7 @@ class _Answer:
                     elif asks and scan.opening:
                         went_on = yield from self._span("marker", opening=scan.opening)
                         if went_on:
-                            scanner.restart()
+                            scanner.resume(self._drafted)
                         else:
                             banned = frozenset({scan.opening[0].id})
                     elif self._local.is_end(sampled.id):
@@ -356,6 +357,7 @@ class _Answer:
         """One span, whatever becomes of it. Returns whether anything was written meanwhile, by either."""
         assert self._remote is not None
         self._spans += 1
+        self._drafted = b""
         before = len(self._local.ids) - len(opening)  # the cache without the marker
         answer = "".join(self._text) + "".join(token.text for token in opening)
         wanted = max_tokens or self._limits.max_span_tokens
@@ -574,6 +576,7 @@ class _Answer:
         if not tokens:
             return
         span.is_draft_taken = True
+        self._drafted = b"".join(self._local.piece(token.id) for token in tokens)
         self._local.adopt(hedge.branch)
         for token in tokens:
             yield self._wrote(token)

@@ -6,6 +6,8 @@ a fresh one would that was fed the same ids.
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import math
 import os
 import random
@@ -473,6 +475,19 @@ def test_tokens_outside_the_vocabulary_are_refused(small: LlamaLocal, fresh: Lla
     expect_as_fresh(small, fresh)
 
 
+def test_what_stops_llama_cpp_is_odd() -> None:
+    """Some compilers look at the lowest bit only where a function says yes or no."""
+    flag = llama._StopFlag(llama.library().api)
+    said = {}
+    for by_user, by_watchdog in itertools.product((False, True), repeat=2):
+        flag.is_set = by_user
+        (flag.alarm if by_watchdog else flag.end_alarm)()
+        assert flag.is_set == by_user
+        said[by_user, by_watchdog] = ctypes.CDLL("msvcrt" if os.name == "nt" else None).atoi(flag._text)
+    assert said.pop((False, False)) == 0
+    assert all(number % 2 for number in said.values())
+
+
 def test_what_llama_cpp_asserts_is_refused_before(small: LlamaLocal) -> None:
     engine = small._llama
     rider = llama.Rider([1], 1, 0)
@@ -596,6 +611,17 @@ def test_only_the_wanted_places_are_probed(small: LlamaLocal) -> None:
             [close for close, is_wanted in zip(everywhere, wanted, strict=True) if is_wanted], abs=TOLERANCE
         )
         assert small._llama.decodes - decodes == math.ceil((sum(wanted) + (not wanted[-1])) / llama.OUTPUTS)
+
+
+def test_a_fork_of_a_beginning_has_no_logits_yet(small: LlamaLocal, fresh: LlamaLocal) -> None:
+    """Even where it becomes as long as what it was forked from."""
+    small.feed(range(60, 80))
+    small.entropy()
+    with small.fork(17) as branch:
+        branch.feed([1, 2, 3])
+        expect_as_fresh(branch, fresh)
+        small.adopt(branch)
+    expect_as_fresh(small, fresh)
 
 
 def test_a_fork_is_independent(small: LlamaLocal, fresh: LlamaLocal) -> None:

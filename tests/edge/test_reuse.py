@@ -57,6 +57,7 @@ AFTER = [END, TURN, *b"u", *b"and?", END]
     ("said", "written", "kept"),
     [
         (b"xab", [*b"x", 1000], [*b"x", 1000]),  # in other tokens
+        (b"x y", [*b"x ", OPEN, *b"y\n", CLOSE], [*b"x y"]),  # no span is left open
         (b"xab", [*b"x", OPEN, *b"a", *b"b", CLOSE], [*b"x", OPEN, *b"a", *b"b", CLOSE]),
         (b"xab", [*b"xab", *b" ", 1001], [*b"xab"]),  # white space at its end, which was cut off
         (b"xab", [*b"xa"], None),  # it was stopped before

@@ -589,6 +589,12 @@ def test_a_remote_that_has_said_something_keeps_its_word(pieces):
     assert transcript.text.endswith("b" * 900)
 
 
+def test_a_draft_may_be_taken_in_the_middle_of_a_character():
+    local = ScriptedLocal([[*b"ab", OPEN], [*"cé!x".encode()]])
+    transcript, _ = hedged(local, ((*SILENCE[:2],), Outcome("error", "reset")))
+    assert transcript.text == "abcé!x"
+
+
 def test_a_draft_decodes_nothing_twice():
     local = ScriptedLocal([[*b"a", OPEN], [*b"bcdef"]])
     hedged(local, (SILENCE,))
