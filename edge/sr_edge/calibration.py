@@ -141,7 +141,10 @@ def load(folder: Path, of: Mapping[str, str]) -> Calibration | None:
         return None
     if not isinstance(data, dict) or data.get("version") != VERSION or data.get("of") != dict(of):
         return None
-    seconds, batches = _times(data.get("seconds")), _times(data.get("batch_seconds"))
+    try:
+        seconds, batches = _times(data.get("seconds")), _times(data.get("batch_seconds"))
+    except OverflowError:
+        return None
     return Calibration(seconds, batches) if seconds and batches else None
 
 

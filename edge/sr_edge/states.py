@@ -15,12 +15,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from sr_edge.errors import EdgeError
 from sr_edge.files import cache_dir, make_private_dir
@@ -115,7 +117,7 @@ def check_state(path: Path, origin: Origin) -> int:
     Raises: StateError
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path, "r") as file:
             end = file.seek(0, os.SEEK_END)
             fixed = _LENGTH + len(_MAGIC)
             file.seek(max(0, end - fixed))
@@ -241,8 +243,24 @@ def _checked(conversation: str) -> str:
     return conversation
 
 
+def _opened(path: Path, mode: Literal["r", "r+"]) -> FileIO:
+    """An ordinary file, and no other under its name.
+
+    Raises: OSError: it cannot be opened, or is something else.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+    file = FileIO(str(path), mode, opener=opener)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{path} is no file")
+    return file
+
+
 def _overwrite(path: Path) -> None:
-    with suppress(OSError), path.open("r+b", buffering=0) as file:
+    with suppress(OSError), _opened(path, "r+") as file:
         zeros = bytes(_CHUNK)
         for at in range(0, path.stat().st_size, _CHUNK):
             file.seek(at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -536,3 +537,18 @@ def test_a_damaged_cache_costs_a_line_and_no_answer(tiny: Path, tmp_path: Path) 
 def test_a_cache_is_of_the_installed_version(tmp_path: Path) -> None:
     with LlamaLocal.open(write_tiny_gguf(tmp_path / "tiny.gguf")) as local:
         assert local.origin.engine == f"llama-cpp-python {version('llama-cpp-python')}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names, and links need a privilege")
+def test_what_is_no_ordinary_file_is_neither_read_nor_written(tiny: Path, tmp_path: Path) -> None:
+    pipe, link, precious = tmp_path / "abc-1.kv", tmp_path / "abc-2.kv", tmp_path / "precious"
+    os.mkfifo(pipe)
+    precious.write_text("mine")
+    link.symlink_to(precious)
+    with opened(tiny) as model:
+        for path in (pipe, link):
+            with pytest.raises(StateError, match="cannot be read"):
+                model.load_state(path)
+    for path in (pipe, link):
+        states._overwrite(path)
+    assert precious.read_text() == "mine"

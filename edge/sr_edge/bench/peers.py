@@ -53,7 +53,10 @@ def llama_bench(program: Path, model: Path, threads: int, tokens: int, environ: 
         raise EdgeError(f"{program} {how}{': ' + lines[-1][:200] if lines else ''}")
     try:
         (said,) = json.loads(done.stdout)
-        return Decoded(tokens=int(said["n_gen"]), seconds=float(said["avg_ns"]) / 1e9)
+        seconds = float(said["avg_ns"]) / 1e9
+        if not seconds > 0:
+            raise ValueError("it took no time")
+        return Decoded(tokens=int(said["n_gen"]), seconds=seconds)
     except (ValueError, KeyError, TypeError):
         raise EdgeError(f"{program}: its JSON is not understood: take that of a recent llama.cpp") from None
 

@@ -29,6 +29,7 @@ PROBLEM: Final = "Ida fills 28 bags with 4 coins each. Tom gives her 93 more. Ho
 """One that the built-in models know all words of."""
 QUESTION: Final = (Message("user", PROBLEM),)
 _CONTEXT: Final = 2048
+_ROOM: Final = 512  # for the question
 _ATTEMPTS: Final = 16  # a model may end its answer after a word
 
 
@@ -91,7 +92,12 @@ def write(
     Raises:
         EdgeError: the model cannot be used, or ends its answers at once.
     """
-    with metered(library().api) as meter, open_model(model, threads, context or _CONTEXT) as local:
+    with (
+        metered(library().api) as meter,
+        open_model(
+            model, threads, context or max(_CONTEXT, tokens if seconds is None else 0) + _ROOM
+        ) as local,
+    ):
         local.feed(local.render(QUESTION).ids[:1])
         for _ in range(3):  # llama-bench warms up too: the first steps touch memory that was not there
             local.sample()

@@ -59,6 +59,8 @@ _SUBJECTS = {
 }
 """In the order of `all`: modules with `rows` (see `sr_edge.bench.report`)."""
 
+_MOST_THREADS = 1024
+
 
 def bench(
     subjects: Annotated[
@@ -97,7 +99,11 @@ def bench(
     threads: Annotated[
         int | None,
         typer.Option(
-            "--threads", min=1, metavar="N", help="Of every side. Default: what the client takes by itself."
+            "--threads",
+            min=1,
+            max=_MOST_THREADS,
+            metavar="N",
+            help="Of every side. Default: what the client takes by itself.",
         ),
     ] = None,
     pairs: Annotated[
@@ -125,8 +131,8 @@ def bench(
 ) -> None:
     """Measure how fast this machine is, beside named peers.
 
-    Sides are compared in alternating rounds and every measurement has a process of its own. For figures that
-    mean something, let nothing else run. The table goes to stdout.
+    Sides are compared in alternating rounds, most of them in processes of their own. For figures that mean
+    something, let nothing else run. The table goes to stdout.
     """
     environ = dict(os.environ)  # before anything of ours changes how llama.cpp's threads wait
     from sr_edge.bench.machine import describe
@@ -140,6 +146,8 @@ def bench(
     for path in (json_path, markdown_path):
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist")
+        if path is not None and path.is_dir():
+            raise UsageError(f"{path}: this is a folder: name a file in it")
     if plots is not None:
         from sr_edge.bench.plot import check_plotting
 
@@ -156,7 +164,7 @@ def bench(
             environ=environ,
             home=Path(home),
             big=None if big is None else _named(big, environ),
-            llama_bench=llama_bench or (Path(on_path) if on_path else None),
+            llama_bench=llama_bench.absolute() if llama_bench else Path(on_path) if on_path else None,
             tokens=tokens,
             say=note,
         )
@@ -168,6 +176,9 @@ def bench(
                     found.extend(_rows(subject, setting))
                 except EdgeError as error:
                     found.append(Skipped(subject.value, "all of it", str(error)))
+                except Exception as error:  # what was measured before is not lost
+                    reason = f"{type(error).__name__}: {error}. This is a bug"
+                    found.append(Skipped(subject.value, "all of it", reason))
         except KeyboardInterrupt:
             is_cut = True
         report = _report(setting, machine, found)

@@ -121,6 +121,8 @@ def evaluate(
         big_temperature=temp if arms == ["big"] else 0.0,  # as `ask` writes spans
         max_spans=config.offload.max_spans,
         handback=config.offload.handback,
+        speculate=config.offload.speculate,
+        threads=config.engine.threads,
         redact=config.offload.redact,
         budget=config.budget,
     )
