@@ -145,12 +145,30 @@ class Rider:
     position: int
 
 
+class Sampler:
+    """Chooses tokens, from random numbers of its own. Closed with its model, if not before."""
+
+    def __init__(self, handles: _Handles, number: int) -> None:
+        """For `Llama.new_sampler`."""
+        self._handles = handles
+        self._number = number
+
+    @property
+    def chain(self) -> Any:
+        """Raises: ValueError: it is closed, or its model is."""
+        return _unless_closed(self._handles.samplers.get(self._number))
+
+    def close(self) -> None:
+        self._handles.free_sampler(self._number)
+
+
 class _Handles:
     """What must be given back to llama.cpp, once and in this order."""
 
     def __init__(self, api: ModuleType) -> None:
         self.api = api
-        self.sampler: Any = None
+        self.samplers: dict[int, Any] = {}
+        self.num_samplers = 0  # that there ever were
         self.context: Any = None
         self.adapter: Any = None
         self.model: Any = None
@@ -162,11 +180,21 @@ class _Handles:
     def open_context(self) -> Any:
         return _unless_closed(self.context)
 
+    def add_sampler(self, chain: Any) -> int:
+        self.num_samplers += 1
+        self.samplers[self.num_samplers] = chain
+        return self.num_samplers
+
+    def free_sampler(self, number: int) -> None:
+        chain = self.samplers.pop(number, None)
+        if chain is not None:
+            self.api.llama_sampler_free(chain)
+
     def free(self) -> None:
-        sampler, context, adapter, model = self.sampler, self.context, self.adapter, self.model
-        self.sampler = self.context = self.adapter = self.model = self.vocab = None
-        if sampler is not None:
-            self.api.llama_sampler_free(sampler)
+        context, adapter, model = self.context, self.adapter, self.model
+        self.context = self.adapter = self.model = self.vocab = None
+        for number in list(self.samplers):
+            self.free_sampler(number)
         if context is not None:
             self.api.llama_free(context)
         if adapter is not None:
@@ -212,18 +240,22 @@ class Llama:
         progress: Callable[[float], None] | None = None,
         sequences: int = SEQUENCES,
         outputs: int = OUTPUTS,
+        contexts: int = 1,
     ) -> None:
         """Load. `path` must have passed `read_header`, and `lora` `read_adapter_header`.
 
         Args:
             context_size: None for what the model was trained for, 8192 at most.
             tensors: of the file, as its header has them; without them more memory may be taken.
-            sequences, outputs: what llama.cpp makes room for, where a subclass decodes more of them at once.
+            sequences: so many can be told apart.
+            outputs: what llama.cpp makes room for, where a subclass decodes more of them at once.
+            contexts: of so many conversations there are cells at once, each of `context_size`.
         Raises:
             ModelError, UsageError
         """
         self.files = tuple((file, _stamp(file)) for file in (path, lora) if file is not None)
         """What it was made from, and how old each file was then."""
+        self.sequences = sequences
         self.layout = ""
         """How its cells lie in memory: they mean nothing to a cache of another layout."""
         self._library = library()
@@ -257,7 +289,8 @@ class Llama:
             threads = threads or (1 if is_small else default_threads())
             self.context_size = context_size or min(trained, 8192)
             rows = sequences, outputs
-            handles.context = self._open_context(path, threads, kv_type, rows, on_gpu=on_gpu)
+            cells = contexts * self.context_size
+            handles.context = self._open_context(path, threads, kv_type, rows, cells, on_gpu=on_gpu)
             if lora is not None:
                 self._set_adapter(path, lora)
         except BaseException:
@@ -265,9 +298,11 @@ class Llama:
             raise
         self._stop = _StopFlag(api)
         self._stop.attach(handles.context)
-        self.context_size = min(self.context_size, api.llama_n_ctx(handles.context))
+        self.cells: int = api.llama_n_ctx(handles.context)
+        """Of all sequences together."""
+        self.context_size = min(self.context_size, self.cells)
         self._max_batch = min(BATCH, api.llama_n_batch(handles.context))
-        self._batch = _Batch(api)
+        self._batch = _Batch(api, sequences)
         self._row_type = ctypes.c_float * self.vocabulary.size
         self._rows: dict[int, NDArray[np.float32]] = {}
         self._exp_sum = _ExpSum(api, self.vocabulary.size)
@@ -321,12 +356,14 @@ class Llama:
             raise ValueError(f"{len(outputs) + len(riders)} outputs; they can be at most {OUTPUTS}")
         if outputs and not 0 <= outputs[0] <= outputs[-1] < len(ids):
             raise ValueError(f"outputs from {outputs[0]} to {outputs[-1]} of {len(ids)}")
+        for rider in riders:
+            self._checked(rider.sequence)
         for part in (ids, *(rider.ids for rider in riders)):
             for id in part:
                 self.vocabulary.check(id)
         self.decodes += 1
         self._library.forget_errors()
-        batch = self._batch.fill(ids, _checked(sequence), position, outputs, riders)
+        batch = self._batch.fill(ids, self._checked(sequence), position, outputs, riders)
         is_token = count == 1 and bool(outputs)
         result = self._compute(context, batch, position, is_token=is_token)
         if result == 1:
@@ -438,40 +475,43 @@ class Llama:
         """Sum of the exponentials of a row of logits, each `less` so much; infinite where one overflows."""
         return self._exp_sum(logits, less)
 
-    def set_sampler(self, *, temperature: float, top_p: float, top_k: int, seed: int) -> None:
-        """Settle how `sample` chooses, and start its random numbers anew. `temperature` must not be 0."""
+    def new_sampler(self, *, temperature: float, top_p: float, top_k: int, seed: int) -> Sampler:
+        """A way to choose, with random numbers of its own. `temperature` must not be 0."""
         api, handles = self._api, self._handles
         handles.open_context()
-        if handles.sampler is not None:
-            api.llama_sampler_free(handles.sampler)
-        handles.sampler = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        number = handles.add_sampler(chain)
         for part in (
             api.llama_sampler_init_top_k(top_k),
             api.llama_sampler_init_top_p(top_p, 1),
             api.llama_sampler_init_temp(temperature),
             api.llama_sampler_init_dist(seed),
         ):
-            api.llama_sampler_chain_add(handles.sampler, part)
+            api.llama_sampler_chain_add(chain, part)
+        return Sampler(handles, number)
 
-    def sample(self, index: int = -1) -> int:
+    def sample(self, sampler: Sampler, index: int = -1) -> int:
         """Sample after the token at `index` of the last batch, from its logits as they now stand."""
         self.logits(index)  # llama.cpp aborts the process where there are none
-        if self._handles.sampler is None:
-            raise ValueError("no sampler is set")
-        return int(self._api.llama_sampler_sample(self._handles.sampler, self._handles.open_context(), index))
+        return int(self._api.llama_sampler_sample(sampler.chain, self._handles.open_context(), index))
 
     def keep(self, sequence: int, n: int) -> None:
         """Forget all but the first `n` tokens of a sequence."""
-        self._api.llama_memory_seq_rm(self._memory(), _checked(sequence), n, -1)
+        self._api.llama_memory_seq_rm(self._memory(), self._checked(sequence), n, -1)
 
     def copy(self, source: int, target: int, n: int) -> None:
         """Let `target`, which is empty, share the first `n` cells of `source`. Takes microseconds."""
         if n:
-            self._api.llama_memory_seq_cp(self._memory(), _checked(source), _checked(target), 0, n)
+            self._api.llama_memory_seq_cp(self._memory(), self._checked(source), self._checked(target), 0, n)
 
     def length(self, sequence: int) -> int:
         """Tokens that a sequence holds."""
-        return int(self._api.llama_memory_seq_pos_max(self._memory(), _checked(sequence))) + 1
+        return int(self._api.llama_memory_seq_pos_max(self._memory(), self._checked(sequence))) + 1
+
+    def _checked(self, sequence: int) -> int:
+        if not 0 <= sequence < self.sequences:  # -1 would mean all of them
+            raise ValueError("this branch is closed" if sequence < 0 else f"there is no sequence {sequence}")
+        return sequence
 
     def _memory(self) -> Any:
         return self._api.llama_get_memory(self._handles.open_context())
@@ -497,7 +537,7 @@ class Llama:
         )
 
     def _open_context(
-        self, path: Path, threads: int, kv_type: KvType, rows: tuple[int, int], *, on_gpu: bool
+        self, path: Path, threads: int, kv_type: KvType, rows: tuple[int, int], cells: int, *, on_gpu: bool
     ) -> Any:
         api = self._api
         params = api.llama_context_default_params()
@@ -508,7 +548,7 @@ class Llama:
             raise ModelError(
                 f"this llama-cpp-python lacks {', '.join(missing)}: install the version that sr-edge asks for"
             )
-        params.n_ctx = self.context_size
+        params.n_ctx = cells
         params.n_batch = BATCH
         params.n_ubatch = 512 if on_gpu else 256
         params.n_seq_max, params.n_outputs_max = rows  # 32 outputs of 152,000: 10 MB, a batch of them: 300
@@ -532,9 +572,7 @@ class Llama:
         context = api.llama_init_from_model(self._handles.model, params)
         if not context:
             reason = self._library.complaint("no reason was given")
-            raise ModelError(
-                f"{path}: no context of {self.context_size} tokens can be opened: {reason}: ask for less"
-            )
+            raise ModelError(f"{path}: no context of {cells} tokens can be opened: {reason}: ask for less")
         return context
 
     # --- a sequence in a file -------------------------------------------------------------------------
@@ -552,7 +590,7 @@ class Llama:
 
     def sequence_bytes(self, sequence: int) -> int:
         """What `save_sequence` will write, but for a few."""
-        return int(self._api.llama_state_seq_get_size(self._handles.open_context(), _checked(sequence)))
+        return int(self._api.llama_state_seq_get_size(self._handles.open_context(), self._checked(sequence)))
 
     def save_sequence(self, sequence: int, ids: Sequence[int], path: Path) -> None:
         """Write the cells of a sequence, and the ids that they are for, into a file that exists.
@@ -562,7 +600,7 @@ class Llama:
         tokens = (self._api.llama_token * len(ids))(*ids)
         self._library.forget_errors()
         if not self._api.llama_state_seq_save_file(
-            self._handles.open_context(), os.fsencode(path), _checked(sequence), tokens, len(ids)
+            self._handles.open_context(), os.fsencode(path), self._checked(sequence), tokens, len(ids)
         ):
             reason = self._library.complaint("no reason was given")
             raise GenerationError(f"{path}: llama.cpp could not write it: {reason}")
@@ -580,7 +618,7 @@ class Llama:
         read = self._api.llama_state_seq_load_file(
             self._handles.open_context(),
             os.fsencode(path),
-            _checked(sequence),
+            self._checked(sequence),
             tokens,
             len(tokens),
             ctypes.byref(n),
@@ -654,12 +692,6 @@ def _unless_closed(handle: Any) -> Any:
     if handle is None:
         raise ValueError("the model is closed")
     return handle
-
-
-def _checked(sequence: int) -> int:
-    if not 0 <= sequence < SEQUENCES:  # -1 would mean all of them
-        raise ValueError("this branch is closed" if sequence < 0 else f"there is no sequence {sequence}")
-    return sequence
 
 
 class _StopFlag:
@@ -751,14 +783,14 @@ class _ExpSum:
 class _Batch:
     """One `llama_batch`, filled anew for each call."""
 
-    def __init__(self, api: ModuleType) -> None:
+    def __init__(self, api: ModuleType, sequences: int) -> None:
         self._tokens = (ctypes.c_int32 * BATCH)()
         self._positions = (ctypes.c_int32 * BATCH)()
         self._outputs = (ctypes.c_int8 * BATCH)()
-        self._sequences = (ctypes.c_int32 * SEQUENCES)(*range(SEQUENCES))
+        self._sequences = (ctypes.c_int32 * sequences)(*range(sequences))
         width = ctypes.sizeof(ctypes.c_int32)
         self._sequence_at = [
-            ctypes.pointer(ctypes.c_int32.from_buffer(self._sequences, n * width)) for n in range(SEQUENCES)
+            ctypes.pointer(ctypes.c_int32.from_buffer(self._sequences, n * width)) for n in range(sequences)
         ]
         one = (ctypes.c_int32 * BATCH)(*[1] * BATCH)
         self._pointers = (ctypes.POINTER(ctypes.c_int32) * BATCH)(*[self._sequence_at[0]] * BATCH)
@@ -780,7 +812,7 @@ class _Batch:
         for n in outputs:
             self._outputs[n] = 1
         for rider in riders:
-            end = self._put(end, rider.ids, _checked(rider.sequence), rider.position)
+            end = self._put(end, rider.ids, rider.sequence, rider.position)
             self._outputs[end - 1] = 1
         self._batch.n_tokens = end
         return self._batch

@@ -33,7 +33,7 @@ from sr_edge.errors import (
     UsageError,
 )
 from sr_edge.gguf_header import Header, read_header
-from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama, Rider
+from sr_edge.llama import BATCH, OUTPUTS, SEQUENCES, KvType, Llama, Rider, Sampler
 from sr_edge.markers import CLOSE_SPELLINGS, Markers, find_markers
 from sr_edge.processor import physical_cores
 from sr_edge.reuse import Part, as_written
@@ -46,6 +46,8 @@ _NO_LOGITS = (-1, 0, 0)
 _CLOSED = -1
 _SMALL_SUM = 1e-20
 """Of exponentials: from here on what is lost to underflow does not count."""
+BRANCHES = 3
+"""Of each conversation that goes on at once, where there are several."""
 _FEW = 16
 """Ids that are decoded with what follows them: a marker is no longer."""
 
@@ -82,19 +84,21 @@ class SamplerSettings:
 class LlamaLocal:
     """See `roles.LocalModel`. Use it from one thread at a time."""
 
-    def __init__(self, model: _Model, sequence: int, parent: LlamaLocal | None, *, greedy: bool) -> None:
-        """For `open` and `fork`."""
+    def __init__(self, model: _Model, sequence: int, family: _Family, *, greedy: bool) -> None:
+        """For `open`, `another` and `fork`."""
         self._model = model
         self._llama = model.llama
         self._sequence = sequence
-        self._parent = parent
+        self._family = family
         self._greedy = greedy
         self._ids: list[int] = []
         self._decoded = 0  # so many of them have cells
-        self._shared = 0  # so many cells are the parent's too
+        self._lender: LlamaLocal | None = None
+        self._shared = 0  # so many cells are the lender's too
         self._logits_of = _NO_LOGITS  # the call of `decode`, the number of ids, and the row that they are
         self._origin: Origin | None = None
         model.cursors.append(self)
+        family.cursors.append(self)
 
     @classmethod
     def open(
@@ -111,6 +115,8 @@ class LlamaLocal:
         kv_type: KvType = "f16",
         lora: Path | None = None,
         progress: Callable[[float], None] | None = None,
+        cursors: int = 1,
+        contexts: int = 1,
     ) -> Self:
         """Load a model.
 
@@ -121,6 +127,8 @@ class LlamaLocal:
             gpu_layers: how many to put on a GPU, if there is one; -1 for all.
             lora: an adapter for this model, as a GGUF.
             progress: called with 0 to 1 while the weights are read; what it raises stops the loading.
+            cursors: so many can hold a conversation of their own: see `another`.
+            contexts: of so many conversations, each of `n_ctx` tokens, there are cells at once.
         Raises:
             ModelError: a file is missing or unusable.
             UsageError: a setting is out of range.
@@ -138,9 +146,11 @@ class LlamaLocal:
             lora=lora,
             tensors=header.tensors,
             progress=progress,
+            sequences=SEQUENCES if cursors == 1 else cursors + BRANCHES * contexts,
+            contexts=contexts,
         )
         try:
-            local = cls(_Model.of(llama, header), sequence=0, parent=None, greedy=True)
+            local = cls(_Model.of(llama, header), sequence=0, family=_Family(), greedy=True)
             local.choose(settings)
             return local
         except BaseException:
@@ -167,7 +177,14 @@ class LlamaLocal:
 
     @property
     def room(self) -> int:
-        """Tokens that still fit; branches have their share of the cells."""
+        """Tokens that still fit; branches have their share of the cells.
+
+        Beside other conversations each has its own context, whatever they hold.
+        """
+        if self._model.is_shared:
+            family = self._family.cursors
+            used = sum(len(one._ids) - (0 if one._lender not in family else one._shared) for one in family)
+            return self._llama.context_size - used
         return self._llama.context_size - sum(len(one._ids) - one._shared for one in self._model.cursors)
 
     def render(self, messages: Sequence[Message]) -> Prompt:
@@ -225,7 +242,7 @@ class LlamaLocal:
         for id in banned:
             logits[id] = -math.inf
         try:
-            id = int(logits.argmax()) if self._greedy else self._llama.sample(self._logits_of[2])
+            id = int(logits.argmax()) if self._greedy else self._drawn()
         finally:
             for changed, logit in before:  # they may be sampled from again, after a rewind
                 logits[changed] = logit
@@ -249,7 +266,8 @@ class LlamaLocal:
         self._greedy = settings.temperature == 0
         if not self._greedy:
             seed = secrets.randbelow(_NUM_SEEDS) if settings.seed is None else settings.seed
-            self._llama.set_sampler(
+            self._family.drop_sampler()
+            self._family.sampler = self._llama.new_sampler(
                 temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, seed=seed
             )
 
@@ -305,6 +323,7 @@ class LlamaLocal:
         if self._decoded == len(self._ids):
             self._drop_cells(self._decoded - 1)  # the logits after it are needed beside the others
         before, start = len(self._ids), self._decoded
+        self._model.make_room(before - start + len(draft))
         last = before - 1 - start  # the row of the last id; those of the draft follow
         chosen: list[int] = []
         try:
@@ -348,25 +367,61 @@ class LlamaLocal:
         """
         self._check_open()
         n = len(self._ids) if n is None else n
-        if not 0 <= n <= len(self._ids):
-            raise ValueError(f"cannot share {n} of {len(self._ids)} tokens")
-        taken = {one._sequence for one in self._model.cursors}
-        sequence = next((s for s in range(SEQUENCES) if s not in taken), None)
-        if sequence is None:
-            raise GenerationError(f"there are {SEQUENCES - 1} branches already: close one")
-        decoded = min(n, self._decoded)
-        self._llama.copy(self._sequence, sequence, decoded)
-        branch = LlamaLocal(self._model, sequence, self, greedy=greedy or self._greedy)
-        branch._ids = self._ids[:n]
-        branch._decoded = branch._shared = decoded
-        branch._logits_of = self._logits_of if n >= self._logits_of[1] else _NO_LOGITS
+        branch = LlamaLocal(
+            self._model, self._model.free_sequence(), self._family, greedy=greedy or self._greedy
+        )
+        try:
+            branch.borrow(self, n)
+        except BaseException:
+            branch.close()
+            raise
         return branch
+
+    def another(self) -> LlamaLocal:
+        """A cursor for another conversation: with a context, branches and random numbers of its own.
+
+        It chooses the likeliest tokens until `choose`. Closing the model closes it too.
+
+        Raises:
+            GenerationError: there are as many as the model was opened for.
+        """
+        self._check_open()
+        self._model.is_shared = True
+        return LlamaLocal(self._model, self._model.free_sequence(), _Family(), greedy=True)
+
+    def borrow(self, lender: LlamaLocal, n: int) -> None:
+        """Hold the first `n` ids of another cursor of the model, in the same cells. This one is empty.
+
+        What the lender drops of them later stays here.
+        """
+        self._check_open()
+        lender._check_open()
+        if self._ids or lender._model is not self._model:
+            raise ValueError("only an empty cursor of the same model can borrow")
+        if not 0 <= n <= len(lender._ids):
+            raise ValueError(f"cannot share {n} of {len(lender._ids)} tokens")
+        decoded = min(n, lender._decoded)
+        self._llama.copy(lender._sequence, self._sequence, decoded)
+        self._lender = lender
+        self._ids = lender._ids[:n]
+        self._decoded = self._shared = decoded
+        self._logits_of = lender._logits_of if n >= lender._logits_of[1] else _NO_LOGITS
+
+    def park(self) -> None:
+        """Nobody uses this cursor for now: where cells are short, it loses what it holds."""
+        self._check_open()
+        self.unpark()
+        self._model.parked.append(self)
+
+    def unpark(self) -> None:
+        if self in self._model.parked:
+            self._model.parked.remove(self)
 
     def adopt(self, branch: LlamaLocal) -> None:
         """Take over all that a branch of this cursor holds; nothing is decoded again. Closes the branch."""
         self._check_open()
         branch._check_open()
-        if branch._parent is not self:
+        if branch._lender is not self or branch._family is not self._family:
             raise ValueError("only a branch of this cursor can be adopted")
         self._drop_cells(0)
         self._llama.copy(branch._sequence, self._sequence, branch._decoded)
@@ -437,13 +492,20 @@ class LlamaLocal:
         if self._sequence == _CLOSED:
             return
         cursors = self._model.cursors
-        if self._parent is None:
+        if self is cursors[0]:
             self._llama.close()
+            closing = list(cursors)
         else:
-            self._drop_cells(0)
-        for one in list(cursors) if self._parent is None else [self]:
+            closing = list(self._family.cursors) if self is self._family.cursors[0] else [self]
+            for one in closing:
+                one._drop_cells(0)
+            if self is self._family.cursors[0]:
+                self._family.drop_sampler()
+        for one in closing:
             one._sequence = _CLOSED  # another branch may have it now
+            one.unpark()
             cursors.remove(one)
+            one._family.cursors.remove(one)
 
     def __enter__(self) -> Self:
         return self
@@ -502,6 +564,11 @@ class LlamaLocal:
         self._decoded, self._logits_of = len(ids), _NO_LOGITS
         return len(ids)
 
+    def _drawn(self) -> int:
+        """At random, as the settings say."""
+        assert self._family.sampler is not None, "its temperature is not 0"
+        return self._llama.sample(self._family.sampler, self._logits_of[2])
+
     def _check_open(self) -> None:
         if self._sequence == _CLOSED:
             raise ValueError("the model, or this branch of it, is closed")
@@ -539,6 +606,8 @@ class LlamaLocal:
                     end = last
                 if end == len(self._ids):
                     riding = self._riding(BATCH - (end - start), OUTPUTS - len(outputs) - 1)
+                riders = sum(len(one._ids) - one._decoded for one in riding)
+                self._model.make_room(end - start + riders)
                 reads = len(outputs)
                 if end > last and outputs[-1:] != [last]:
                     outputs.append(last)
@@ -571,7 +640,8 @@ class LlamaLocal:
         riding = []
         for one in self._model.cursors:
             count = len(one._ids) - one._decoded
-            if one is not self and 0 < count <= min(_FEW, tokens) and outputs > 0:
+            is_awake = one not in self._model.parked
+            if one is not self and is_awake and 0 < count <= min(_FEW, tokens) and outputs > 0:
                 riding.append(one)
                 tokens, outputs = tokens - count, outputs - 1
         return riding
@@ -583,11 +653,24 @@ class LlamaLocal:
         self._shared = min(self._shared, n)
         self._logits_of = _NO_LOGITS
         for one in self._model.cursors:
-            if one._parent is self:
+            if one._lender is self:
                 one._shared = min(one._shared, n)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Family:
+    """A cursor, first, and its branches: one conversation."""
+
+    cursors: list[LlamaLocal] = field(default_factory=list)
+    sampler: Sampler | None = None
+
+    def drop_sampler(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
+        self.sampler = None
+
+
+@dataclass(slots=True)
 class _Model:
     """What all cursors share."""
 
@@ -597,6 +680,10 @@ class _Model:
     metadata: Mapping[str, str]
     markers: Markers | None
     cursors: list[LlamaLocal] = field(default_factory=list)
+    parked: list[LlamaLocal] = field(default_factory=list)
+    """Those that may lose what they hold, in this order."""
+    is_shared: bool = False
+    """There are several conversations."""
     _close_ids: list[int] = field(default_factory=list)
 
     @classmethod
@@ -608,6 +695,22 @@ class _Model:
             raise MarkerError(f"{header.path}: {error}") from None
         name = "".join(filter(str.isprintable, metadata.get("general.name", ""))) or header.path.stem
         return cls(llama, vocabulary, name, MappingProxyType(metadata), markers)
+
+    def free_sequence(self) -> int:
+        """Raises: GenerationError: there is none."""
+        taken = {one._sequence for one in self.cursors}
+        sequence = next((s for s in range(self.llama.sequences) if s not in taken), None)
+        if sequence is None:
+            raise GenerationError(f"there are {len(taken) - 1} branches already: close one")
+        return sequence
+
+    def make_room(self, tokens: int) -> None:
+        """For so many, of the cells that parked cursors hold."""
+        while self.parked and self.used_cells() + tokens > self.llama.cells:
+            self.parked.pop(0).rewind(0)
+
+    def used_cells(self) -> int:
+        return sum(one._decoded - one._shared for one in self.cursors)
 
     def id_under(self, key: str) -> int | None:
         """The token id in the metadata. (llama.cpp has defaults, which are right for GPT-2 only.)"""

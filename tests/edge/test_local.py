@@ -510,7 +510,7 @@ def test_what_llama_cpp_asserts_is_refused_before(small: LlamaLocal) -> None:
     engine.decode([1, 2, 3], sequence=1, position=0, outputs=())
     engine.keep(1, 0)
     with pytest.raises(ValueError, match="no logits were computed"):
-        engine.sample()
+        engine.sample(engine.new_sampler(temperature=1.0, top_p=1.0, top_k=0, seed=0))
     with pytest.raises(ValueError, match="no logits were computed"):
         engine.logits(1)
 

@@ -1,1 +1,1 @@
-"""`sr-edge serve`: an OpenAI-compatible server on this machine. What runs the models does not know of HTTP."""
+"""`sr-edge serve`: an OpenAI-compatible server on this machine, over the same models and settings."""
