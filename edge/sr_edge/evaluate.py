@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sr_edge.errors import RemoteError
 from sr_edge.events import Event, LocalToken
 from sr_edge.extract import last_boxed, split_reasoning
 from sr_edge.policy import Dial
 from sr_edge.roles import Message, Schedule
-from sr_edge.session import Session
 from sr_edge.suites.demo import Problem, is_correct
 from sr_edge.transcript import Transcript, fold
 
@@ -36,6 +35,20 @@ CHUNK = 10
 _POLICIES: dict[Arm, Dial] = {"split": "auto", "local": "local", "big": "remote", "random": "auto"}
 
 
+class Answering(Protocol):
+    """Whoever answers: a `session.Session`, or a server that has one."""
+
+    dial: Dial
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        *,
+        schedule: Schedule | None = None,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Event]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One problem, answered. `steps` are the seconds between two sampled tokens with no span between."""
@@ -47,7 +60,7 @@ class Answer:
 
 
 def answers(
-    session: Session,
+    answering: Answering,
     problems: Sequence[Problem],
     arm: Arm,
     *,
@@ -59,11 +72,11 @@ def answers(
     Raises:
         RemoteError: the large model failed in an arm that is nothing without it.
     """
-    session.dial = _POLICIES[arm]
+    answering.dial = _POLICIES[arm]
     for problem in problems:
         began = time.perf_counter()
         events = list(
-            session.answer([Message("user", problem.question)], schedule=schedule, cancelled=cancelled)
+            answering.answer([Message("user", problem.question)], schedule=schedule, cancelled=cancelled)
         )
         if cancelled():
             return

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,8 +24,10 @@ from sr_edge.report import table
 from sr_edge.terminal import can_show
 
 if TYPE_CHECKING:
-    from sr_edge.evaluate import Answer, Arm
+    from sr_edge.evaluate import Answer, Answering, Arm
+    from sr_edge.session import SessionSettings
 
+_SERVED = "http"  # what --through is given, if not a URL
 _SHARE_PROBLEMS = 40  # enough to measure split's share where only the random arm is wanted
 
 
@@ -82,6 +85,15 @@ def evaluate(
     offline: Annotated[
         bool, typer.Option("--offline", help="Open no socket; a --big file still works.")
     ] = False,
+    through: Annotated[
+        str | None,
+        typer.Option(
+            "--through",
+            metavar="http|URL",
+            help="Ask through `sr-edge serve`: http starts one for as long as this takes, a URL asks one "
+            "that runs on this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Measure what split decoding is worth on known problems.
 
@@ -98,16 +110,26 @@ def evaluate(
 
     from sr_edge.config import load_config
     from sr_edge.evaluate import ARMS, answers, random_schedule, remote_share, summary
-    from sr_edge.session import Session, SessionSettings
+    from sr_edge.session import SessionSettings
 
     wanted = {name.value for name in arm or ArmName}
+    if through is not None and ArmName.RANDOM.value in wanted:
+        line = "random is measured without --through: no server opens spans by chance"
+        if arm is not None:
+            raise UsageError(line)
+        note(line)
+        wanted.discard(ArmName.RANDOM.value)
     arms = [name for name in ARMS if name in wanted]
     needs_big = arms != ["local"]
     if big is not None and remote is not None:
         raise UsageError("--big and --remote exclude each other: there is one large model")
+    if through not in (None, _SERVED) and not all(option is None for option in (model, lora, big, remote)):
+        raise UsageError(f"the models are those of the server at {through}: give their options to it")
     if model is not None and big is None and remote is None and needs_big:
         raise UsageError("-m without --big: name the large model too, or measure --arm local")
     config = load_config(environ=os.environ, flags={"default_remote": remote, "offline": offline or None})
+    if through is not None and config.offline:
+        raise UsageError("--through opens a socket, if only to this machine, and offline means none at all")
     settings = SessionSettings(
         model=model,
         lora=lora,
@@ -132,13 +154,10 @@ def evaluate(
     failure: RemoteError | None = None
     with (
         Interrupt() as interrupt,
-        Session.open(settings, warn=note, progress=interrupt.check) as session,
+        _opened(settings, arms, interrupt)
+        if through is None
+        else _served(through, settings, interrupt) as answering,
     ):
-        if session.outside is not None and not config.offline:
-            to = receiver(session.outside.endpoint.name, session.outside.endpoint.where)
-            note(f"sending the problems and the answers so far to {to}")
-        if "split" in arms and session.local.markers is None:
-            note(f"{session.local.name} has no markers, so split is the small model alone")
         for name in arms:
             if interrupt():
                 break
@@ -147,9 +166,9 @@ def evaluate(
                 if share is None:
                     first = asked[:_SHARE_PROBLEMS]
                     note(f"measuring split's share on the first {len(first)} problems, for the random arm")
-                    share = remote_share(list(answers(session, first, "split", cancelled=interrupt)))
+                    share = remote_share(list(answers(answering, first, "split", cancelled=interrupt)))
                 schedule = random_schedule(share, random.Random(f"sr-edge random arm {seed}"))
-            arm_answers = answers(session, asked, name, schedule=schedule, cancelled=interrupt)
+            arm_answers = answers(answering, asked, name, schedule=schedule, cancelled=interrupt)
             try:
                 measured = list(_with_progress(name, n, arm_answers))
             except RemoteError as error:
@@ -163,7 +182,8 @@ def evaluate(
             if degraded:
                 note(f"{name}: the large model failed in {degraded} of {len(measured)} answers")
     if as_object:
-        print(json.dumps({"suite": suite, "seed": seed, "n": n, "arms": figures}), flush=True)
+        how = {} if through is None else {"through": through}
+        print(json.dumps({"suite": suite, "seed": seed, "n": n, **how, "arms": figures}), flush=True)
     elif figures:
         _print_table(figures)
     if failure:
@@ -171,6 +191,76 @@ def evaluate(
     if interrupt():
         note("interrupted: these are the answers so far")
         raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _opened(settings: SessionSettings, arms: list[Arm], interrupt: Interrupt) -> Iterator[Answering]:
+    """The pair in this process."""
+    from sr_edge.session import Session
+
+    with Session.open(settings, warn=note, progress=interrupt.check) as session:
+        if session.outside is not None and not settings.offline:
+            _disclose(session.outside.endpoint.name, session.outside.endpoint.where)
+        if "split" in arms and session.local.markers is None:
+            note(f"{session.local.name} has no markers, so split is the small model alone")
+        yield session
+
+
+@contextmanager
+def _served(through: str, settings: SessionSettings, interrupt: Interrupt) -> Iterator[Answering]:
+    """The same pair behind HTTP, or the one that is at that URL."""
+    from sr_edge.remote.served import ServedClient, ServedSession, find_token, kept_token
+    from sr_edge.remote.serving import serving
+    from sr_edge.session import is_url
+
+    if through != _SERVED and not is_url(through):
+        raise UsageError(f"--through {through}: it is {_SERVED}, or the URL of a running `sr-edge serve`")
+    with ExitStack() as stack:
+        if through == _SERVED:
+            started = serving(_options(settings), _environ(), check=lambda: interrupt.check(0.0))
+            url, token = stack.enter_context(started).url, kept_token()
+        else:
+            url, token = through, find_token()
+        yield ServedSession(
+            stack.enter_context(ServedClient(url, token)),
+            temperature=settings.temperature,
+            seed=settings.seed or 0,
+            max_tokens=settings.max_tokens,
+        )
+
+
+def _options(settings: SessionSettings) -> list[str]:
+    """Of a server with these models, whatever the user's settings say. Tells what will leave."""
+    from sr_edge.passport import demo_paths
+    from sr_edge.remote.egress import site_of
+    from sr_edge.session import is_url
+
+    options = ["--model", str(settings.model or demo_paths().small)]
+    if settings.lora is not None:
+        options += ["--lora", str(settings.lora)]
+    if settings.policy == "local":
+        return options
+    if settings.remote is not None:
+        remote = settings.remote
+        _disclose(remote.name, site_of(remote.url, plain_http=remote.plain_http).where)
+        return [*options, "--remote", remote.name, "--allow-remote"]
+    big = settings.big or str(demo_paths().big)
+    options += ["--big", big]
+    if settings.big_model is not None:
+        options += ["--big-model", settings.big_model]
+    if is_url(big):
+        _disclose(None, site_of(big).where)
+        options += ["--allow-remote"]
+    return options
+
+
+def _environ() -> dict[str, str]:
+    """For a server that answers as this command does, which leaves these settings at their defaults."""
+    return {**os.environ, "SR_EDGE_OFFLOAD__MAX_SPAN_TOKENS": "512", "SR_EDGE_OFFLOAD__HEDGE": "false"}
+
+
+def _disclose(name: str | None, where: str) -> None:
+    note(f"sending the problems and the answers so far to {receiver(name, where)}")
 
 
 def _print_table(figures: dict[str, Any]) -> None:

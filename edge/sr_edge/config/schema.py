@@ -28,7 +28,9 @@ Kind = Literal[
 ]
 
 PREFIX = "SR_EDGE_"
-PLAIN_VARIABLES = tuple(f"{PREFIX}{name}" for name in ("API_KEY", "CONFIG", "HOME", "PROFILE", "TRACEBACK"))
+PLAIN_VARIABLES = tuple(
+    f"{PREFIX}{name}" for name in ("API_KEY", "CONFIG", "HOME", "PROFILE", "SERVE_TOKEN", "TRACEBACK")
+)
 """Those that are no settings."""
 
 MAX_SEED = 2**32 - 2  # the number after it means "random" to llama.cpp

@@ -17,6 +17,7 @@ and how it is done:
     stopping   whether hanging up stops the server               deadlines  how long all of it may take
     chatting   a question and its whole reply, from any thread: no span of an answer
 
+`served` asks our own server on this machine, and `serving` starts one as a child of ours.
 `rehearsal` shows what would leave. `local_gguf` runs a second GGUF in this process and opens no socket.
 Nothing is imported here: who needs no network never loads httpx.
 """
