@@ -187,3 +187,31 @@ def test_a_model_of_ones_own_needs_its_large_one() -> None:
     done = run("-m", "model.gguf")
     assert done.returncode == 2
     assert "--big" in done.stderr
+
+
+# --- through a server ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--through", "http", "--arm", "random"], "no server opens spans by chance"),
+        (["--through", "ftp"], "--through ftp: it is http, or the URL"),
+        (
+            ["--through", "http://127.0.0.1:9", "-m", "small.gguf", "--arm", "local"],
+            "give their options to it",
+        ),
+        (["--through", "http", "--offline"], "offline"),
+        (["--through", "http://192.168.0.7:8741"], "another machine"),
+    ],
+)
+def test_what_no_server_can_do_is_refused(options: list[str], says: str) -> None:
+    done = command_line.call("eval", *options, env={"SR_EDGE_SERVE_TOKEN": "x"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr.splitlines()[-1]
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    done = command_line.call("eval", "--through", "http://127.0.0.1:9", env={"SR_EDGE_SERVE_TOKEN": "x"})
+    assert done.returncode == 3
+    assert "connection refused at 127.0.0.1:9" in done.stderr
