@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test  ## install what the tests need, then run them all
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest
 
-test-all: $(VENV)/.installed-test  ## run the slow tests too
+test-all: $(VENV)/.installed-judges  ## run the slow tests too
 	@echo "==> running the tests, the slow ones too"
 	@$(BIN)/python -m pytest -m "not network"
 
@@ -77,6 +77,12 @@ $(VENV)/.installed-test: $(VENV)/.created $(REQUIREMENTS)
 	@$(announce_llama_cpp)
 	@$(PIP_INSTALL) --editable '.[test]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-judges: $(VENV)/.created $(REQUIREMENTS)
+	@echo "==> installing sr-edge with what its tests need, and the judges of its server (a large download)"
+	@$(announce_llama_cpp)
+	@$(PIP_INSTALL) --editable '.[test,judges]'
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 $(VENV)/.installed-dev: $(VENV)/.created $(REQUIREMENTS)
 	@echo "==> installing sr-edge with what its tests and checks need (PyTorch among it: a large download)"
