@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -284,7 +285,7 @@ _Totals = dict[str, dict[str, tuple[int, int]]]
 
 
 class Ledger:
-    """What each remote has cost, by local day. Several processes may add at once.
+    """What each remote has cost, by local day. Several threads and processes may add at once.
 
     Nothing is raised: where the file can't be read or written, counting goes on in memory, `problem` says
     so, and what is missing is added as soon as it can be.
@@ -294,6 +295,7 @@ class Ledger:
         self._path = path
         self._today = today
         self._unsaved: _Totals = {}
+        self._lock = threading.Lock()
         self.problem: str | None = None
         """One line for the user; None if all is saved."""
 
@@ -310,13 +312,14 @@ class Ledger:
 
     def add(self, remote: str, usd: float, tokens: int) -> None:
         nano, count = round(_bounded(usd, _MAX_TOTAL) * _NANO), int(_bounded(tokens, _MAX_TOTAL))
-        day = self._day(self._known())
-        self._unsaved = _sum(self._unsaved, {day: {remote: (nano, count)}})
-        try:
-            with locked(self._path, timeout=_LOCK_SECONDS):
-                self._save()
-        except UsageError as error:
-            self.problem = f"what is spent is counted for this run only: {error}"
+        with self._lock:
+            day = self._day(self._known())
+            self._unsaved = _sum(self._unsaved, {day: {remote: (nano, count)}})
+            try:
+                with locked(self._path, timeout=_LOCK_SECONDS):
+                    self._save()
+            except UsageError as error:
+                self.problem = f"what is spent is counted for this run only: {error}"
 
     def _known(self) -> _Totals:
         """All that was spent, as far as it can be read."""

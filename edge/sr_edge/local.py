@@ -215,6 +215,19 @@ class LlamaLocal:
         ids = as_written(parts, self._ids, vocabulary, self.markers)
         return Prompt(tuple(ids), rendering.text, rendering.opening)
 
+    def raw_prompt(self, text: str) -> Prompt:
+        """A text to go on with, without a template; the control tokens in it are meant."""
+        vocabulary = self._model.vocabulary
+        ids = vocabulary.scaffold(text)
+        bos = self._model.id_under("bos_token_id")
+        if vocabulary.adds_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return Prompt(tuple(ids), text, "")
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._model.vocabulary.size
+
     def tokenize(self, text: str) -> list[int]:
         return self._model.vocabulary.ordinary(text)
 

@@ -6,7 +6,7 @@ Nothing here opens a socket; the first span does, if the gate lets it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sr_edge.budget import Account, Budget, Ledger, Meter, Price, Spent
@@ -39,6 +39,14 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class _Parts:
+    """Makes what each conversation has of its own."""
+
+    redactor: Callable[[], Redactor | None]
+    gate: Callable[[], SpanGate]
+
+
+@dataclass(frozen=True, slots=True)
 class Outside:
     """The large model as the decoder sees it, the gate before it, and what the user is told of both."""
 
@@ -51,6 +59,18 @@ class Outside:
     door: Door
     redactor: Redactor | None
     rehearsal: Rehearsal | None
+    _parts: _Parts = field(repr=False)
+
+    def anew(self) -> Outside:
+        """The same for another conversation, which may go on beside this one: the same endpoint, breaker and
+        ledger, with a budget and placeholders of its own."""
+        redactor = self._parts.redactor()
+        model: RemoteModel = self.rehearsal or self.endpoint
+        if redactor is not None:
+            from sr_edge.redact import Redacting
+
+            model = Redacting(model, redactor)
+        return replace(self, model=model, gate=self._parts.gate(), redactor=redactor)
 
     def spent_today(self) -> Spent:
         """On all remotes."""
@@ -113,14 +133,15 @@ def reach(
         name=remote.name if is_named else None,
     )
     rehearsal = Rehearsal(endpoint) if terms.dry_run else None
-    model: RemoteModel = rehearsal or endpoint
-    redactor = None
     names = terms.redact if remote.redact is None else remote.redact
-    if names:
-        from sr_edge.redact import Redacting, rules
 
-        redactor = rules(names, secrets=(key,) if key else ())
-        model = Redacting(model, redactor)
+    def new_redactor() -> Redactor | None:
+        if not names:
+            return None
+        from sr_edge.redact import rules
+
+        return rules(names, secrets=(key,) if key else ())
+
     budget = terms.budget or Budget()
     if remote.price is None and (budget.usd_per_answer, budget.usd_per_day) != (None, None):
         way = f"`sr-edge remote price {remote.name} --input USD --output USD`"
@@ -128,14 +149,22 @@ def reach(
             way = "set it up with `sr-edge remote add`"
         warn(f"the budget in dollars does not count: no prices are set for {remote.name}: {way}")
     ledger = Ledger(state_dir(environ) / "spent.json")
-    purse = None
-    if rehearsal is None:
-        purse = Account(Meter(budget, remote.price), ledger, remote.name, warn=warn)
-    gate = SpanGate(
-        offline=terms.offline,
-        uses_network=True,
-        max_spans=MAX_SPANS if terms.max_spans is None else terms.max_spans,
-        breaker=Breaker(knock=endpoint.knock),
-        purse=purse,
+    breaker = Breaker(knock=endpoint.knock)
+
+    def new_gate() -> SpanGate:
+        purse = None
+        if rehearsal is None:
+            purse = Account(Meter(budget, remote.price), ledger, remote.name, warn=warn)
+        return SpanGate(
+            offline=terms.offline,
+            uses_network=True,
+            max_spans=MAX_SPANS if terms.max_spans is None else terms.max_spans,
+            breaker=breaker,
+            purse=purse,
+        )
+
+    parts = _Parts(new_redactor, new_gate)
+    first = Outside(
+        remote.price, ledger, rehearsal or endpoint, new_gate(), endpoint, door, None, rehearsal, parts
     )
-    return Outside(remote.price, ledger, model, gate, endpoint, door, redactor, rehearsal)
+    return first.anew()

@@ -5,6 +5,7 @@ In this order: offline, how many spans the answer may have, the breaker, the bud
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +45,7 @@ class Purse(Protocol):
 
 
 class SpanGate:
-    """The one place that says no. For one remote and one thread; only `Breaker` hears from another."""
+    """The one place that says no. For one remote and one thread; only the `Breaker` may be shared."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Breaker:
 
     After a while it knocks, which nobody waits for, and closes once the remote has answered. Without
     somebody who can knock, one span is let through to try. A remote that does not accept the key, the
-    address or the model is not asked again at all.
+    address or the model is not asked again at all. It may be used from several threads.
     """
 
     def __init__(self, *, knock: Knock | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -150,9 +151,18 @@ class Breaker:
         self._error = ""
         self._is_knocking = False
         self._heard: bool | None = None  # written by the knocking thread
+        self._lock = threading.Lock()
 
     def refusal(self) -> str | None:
         """Why not to ask now. None is a leave to ask, and after a failure the one try."""
+        with self._lock:
+            return self._refusal()
+
+    def report(self, outcome: Outcome) -> None:
+        with self._lock:
+            self._report(outcome)
+
+    def _refusal(self) -> str | None:
         if self._is_refused:
             return f"not asked again, after: {self._error}"
         if self._hear() or self._open_until is None:
@@ -170,7 +180,7 @@ class Breaker:
                 return None
         return f"not asked before it is known to be back, after: {self._error}"
 
-    def report(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome) -> None:
         if outcome.end not in ("error", "stalled"):
             self._close()
             return

@@ -80,6 +80,10 @@ class SessionSettings:
     """The first time that the small model is opened, measure how fast it runs: see `calibration`."""
     kept_mb: int | None = None
     """How much of the disk the caches of conversations may take; None keeps none."""
+    answers: int = 1
+    """So many can be written at once: see `beside`."""
+    conversations: int = 1
+    """Of so many the small model's cache is kept in memory; as many as `answers`, or more."""
 
     def limits(self) -> Limits:
         soft = min(Limits().soft_span_tokens, self.max_span_tokens)
@@ -231,6 +235,8 @@ class Session:
                     seed=settings.seed,
                     threads=settings.threads,
                     progress=shares[0],
+                    cursors=settings.conversations,
+                    contexts=settings.answers,
                 )
             )
             if settings.calibrate:
@@ -259,6 +265,26 @@ class Session:
                 reopening=_reopening_of(settings, local, environ, warn),
                 owned=owned.pop_all(),
             )
+
+    def beside(
+        self, local: LocalModel, big: RemoteModel | None, settings: SessionSettings, *, is_raw: bool = False
+    ) -> Session:
+        """Another conversation over the same models, which may go on at the same time. It owns none of them.
+
+        Args:
+            local: a cursor of the small model.
+            big: a writer of the large one, where that is a GGUF; an endpoint is the same for all.
+            is_raw: what is asked is no question: a text to go on with.
+        """
+        outside = self.outside.anew() if self.outside else None
+        return Session(
+            local,
+            outside.model if outside else big,
+            settings=settings,
+            gate=outside.gate if outside else None,
+            outside=outside,
+            suite=None if is_raw else self._suite,
+        )
 
     @property
     def dial(self) -> Dial:
@@ -540,4 +566,5 @@ def _open_gguf(
         small=small if settings.speculate else None,
         threads=settings.threads,
         progress=progress,
+        answers=settings.answers,
     )

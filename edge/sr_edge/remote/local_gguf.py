@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from sr_edge.errors import ContextFullError, EdgeError
-from sr_edge.local import LlamaLocal
+from sr_edge.local import LlamaLocal, SamplerSettings
 from sr_edge.reading import common_length
 from sr_edge.remote.speculation import Drafting, Speculation, share_vocabulary
 from sr_edge.roles import LocalModel, Message, Outcome
@@ -21,39 +21,14 @@ from sr_edge.roles import LocalModel, Message, Outcome
 _PREFILL = 128  # prompt tokens between two looks at the clock
 
 
-class LocalGGUF:
-    """Continues answers in its own template, and keeps its KV cache from span to span."""
+class Writer:
+    """Continues the answers of one conversation at a time, and keeps its KV cache from span to span."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        temperature: float = 0.0,
-        seed: int | None = None,
-        batch_tokens: int = 1,
-        small: LocalModel | None = None,
-        threads: int | None = None,
-        progress: Callable[[float], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Args:
-        temperature: 0 by default: a span is the step that must be right, not one of many attempts.
-        batch_tokens: written in one read. On a CPU four tokens take the small model nearly four times as
-            long to read as one, so more would only delay the moment when it has the pen again.
-        small: drafts the spans, if it has the same vocabulary and the temperature is 0. Its cache holds the
-            conversation when a span begins, and it stays open as long as this model.
-        progress: see `LlamaLocal.open`.
-        Raises:
-            ModelError: the file is missing or unusable.
-        """
-        assert batch_tokens > 0
-        self._model = LlamaLocal.open(
-            path, temperature=temperature, seed=seed, threads=threads, progress=progress
-        )
+    def __init__(self, model: LlamaLocal, *, batch_tokens: int, clock: Callable[[], float]) -> None:
+        """For `LocalGGUF`."""
+        self._model = model
         self.speculation: Speculation | None = None
         """None where nothing is drafted."""
-        if small is not None and temperature == 0 and share_vocabulary(small, self._model):
-            self.speculation = Speculation(small, self._model, clock=clock)
         self._batch_tokens = batch_tokens
         self._clock = clock
         self._stream: LocalStream | None = None
@@ -72,17 +47,78 @@ class LocalGGUF:
         )
         return self._stream
 
+    def choose(self, settings: SamplerSettings) -> None:
+        """See `LlamaLocal.choose`."""
+        self._model.choose(settings)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._model.close()
+
+
+class LocalGGUF(Writer):
+    """The model itself: it is closed with its last conversation."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch_tokens: int = 1,
+        small: LocalModel | None = None,
+        threads: int | None = None,
+        progress: Callable[[float], None] | None = None,
+        answers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        temperature: 0 by default: a span is the step that must be right, not one of many attempts.
+        batch_tokens: written in one read. On a CPU four tokens take the small model nearly four times as
+            long to read as one, so more would only delay the moment when it has the pen again.
+        small: drafts the spans, if it has the same vocabulary and the temperature is 0. Its cache holds the
+            conversation when a span begins, and it stays open as long as this model.
+        progress: see `LlamaLocal.open`.
+        answers: so many conversations can have spans at once: see `another`.
+        Raises:
+            ModelError: the file is missing or unusable.
+        """
+        assert batch_tokens > 0
+        model = LlamaLocal.open(
+            path,
+            temperature=temperature,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+            cursors=answers,
+            contexts=answers,
+        )
+        super().__init__(model, batch_tokens=batch_tokens, clock=clock)
+        if small is not None and temperature == 0 and share_vocabulary(small, model):
+            self.speculation = Speculation(small, model, clock=clock)
+        self._contest = self.speculation.contest if self.speculation else None
+
+    def another(self) -> Writer:
+        """For another conversation; nothing is drafted there before `drafts_for`."""
+        return Writer(self._model.another(), batch_tokens=self._batch_tokens, clock=self._clock)
+
+    def drafts_for(self, writer: Writer, small: LocalModel | None) -> None:
+        """From here on `small`, a cursor of the same small model, drafts what `writer` writes, if that is any
+        use. None: nobody does."""
+        if self._contest is not None:
+            writer.speculation = None
+            if small is not None:
+                writer.speculation = Speculation(
+                    small, writer._model, clock=self._clock, contest=self._contest
+                )
+
     def stop(self) -> None:
         """As `LlamaLocal.stop`."""
         self._model.stop()
 
     def go_on(self) -> None:
         self._model.go_on()
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._model.close()
 
     def __enter__(self) -> Self:
         return self
