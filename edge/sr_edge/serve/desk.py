@@ -148,11 +148,10 @@ class Desk:
         """Every ticket is cancelled, and every end heard."""
         with self._changed:
             self._is_closing = True
-            waiting = [ticket for queue in self._queues.values() for ticket in queue]
-            self._queues.clear()
-            running = list(self._running)
+            tickets = [ticket for queue in self._queues.values() for ticket in queue]
+            tickets += self._running
             self._changed.notify_all()
-        for ticket in (*waiting, *running):
+        for ticket in tickets:
             ticket.cancel()
         for thread in self._threads:
             thread.join()
