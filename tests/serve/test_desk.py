@@ -341,7 +341,7 @@ def test_what_conversations_have_in_common_is_read_once(open_desk: Callable[...,
         assert other.started.prompt_ids[:reused] == one.started.prompt_ids[:reused]
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------
+# --- what is asked for ------------------------------------------------------------------------------
 
 
 def test_an_answer_that_goes_on_is_the_whole_one(pair: Desk, alone: list[str]) -> None:
@@ -405,7 +405,7 @@ def test_a_template_that_refuses_is_the_model_s_error(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_what_was_heard(pair: Desk) -> None:
-    """The ids of `Started`, `LocalToken` and `SpanClosed` are the cache, where two are written at once too."""
+    """The ids of `Started`, `LocalToken` and `SpanClosed` are the cache, also of two at once."""
     listeners = [Listener() for _ in range(6)]
     for problem, listener in zip(PROBLEMS, listeners, strict=False):
         pair.submit(job_of(problem.question), listener)
