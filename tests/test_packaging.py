@@ -64,6 +64,7 @@ def test_wheel_holds_the_three_packages_and_no_more(wheel: Path) -> None:
         for path in (root / package).rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules
+    assert "sr_edge/serve/page.html" in names
 
 
 def test_wheel_holds_the_demo_models_of_the_tree(wheel: Path) -> None:
