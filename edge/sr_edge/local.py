@@ -193,6 +193,13 @@ class LlamaLocal:
         Raises:
             ModelError: the chat template is broken, or refuses these messages.
         """
+        return self._rendered(messages, self._ids)
+
+    def render_anew(self, messages: Sequence[Message]) -> Prompt:
+        """The same, whatever the cache holds; from any thread."""
+        return self._rendered(messages, ())
+
+    def _rendered(self, messages: Sequence[Message], cache: Sequence[int]) -> Prompt:
         vocabulary = self._model.vocabulary
         bos, eos = self._model.id_under("bos_token_id"), self._model.id_under("eos_token_id")
         try:
@@ -212,7 +219,7 @@ class LlamaLocal:
         ]
         if vocabulary.adds_bos and bos is not None and [id for part in parts for id in part.ids][:1] != [bos]:
             parts.insert(0, Part("template", [bos]))
-        ids = as_written(parts, self._ids, vocabulary, self.markers)
+        ids = as_written(parts, cache, vocabulary, self.markers)
         return Prompt(tuple(ids), rendering.text, rendering.opening)
 
     def raw_prompt(self, text: str) -> Prompt:

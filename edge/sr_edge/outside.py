@@ -17,7 +17,7 @@ from sr_edge.remote.deadlines import Deadlines
 from sr_edge.remote.egress import Door
 from sr_edge.remote.endpoint import Endpoint
 from sr_edge.remote.rehearsal import Rehearsal
-from sr_edge.roles import LocalModel, Message, RemoteModel
+from sr_edge.roles import Message, Prompt, RemoteModel
 
 if TYPE_CHECKING:
     from sr_edge.config import RemoteConfig
@@ -96,7 +96,7 @@ class Outside:
 
 def reach(
     remote: RemoteConfig,
-    local: LocalModel,
+    prompt: Callable[[Sequence[Message]], Prompt],
     terms: Terms,
     *,
     key: str | None,
@@ -107,6 +107,7 @@ def reach(
     """Put it together; the caller closes `endpoint`.
 
     Args:
+        prompt: renders a conversation as the local model reads it, on any thread.
         key: of this remote.
         is_named: whether the user gave the remote its name, and knows it by that.
         warn: gets lines about the budget.
@@ -117,7 +118,7 @@ def reach(
     door = Door(offline=terms.offline or terms.dry_run)
     endpoint = Endpoint(
         remote.url,
-        prompt=local.render,
+        prompt=prompt,
         model=remote.model,
         api_key=key,
         api=remote.api,

@@ -513,7 +513,7 @@ def _reach(
         dry_run=settings.dry_run,
     )
     is_named = settings.remote is not None
-    outside = reach(remote, local, terms, key=key, is_named=is_named, environ=environ, warn=warn)
+    outside = reach(remote, local.render_anew, terms, key=key, is_named=is_named, environ=environ, warn=warn)
     if settings.hedge:
         outside.door.make_ready()  # an import beside the decoding would slow it down
     return outside

@@ -17,6 +17,9 @@ from sr_edge.local import LlamaLocal
 from sr_edge.markers import Markers
 from sr_edge.roles import NO_BIAS, Message, Outcome, Prompt, RemoteModel, RemoteStream, Sampled
 
+_PIECE = 64
+"""Tokens: from here on larger batches are hardly faster on a CPU, and whoever waits for one waits a second."""
+
 
 class Computing(Protocol):
     """See `LlamaLocal.stop`."""
@@ -151,8 +154,19 @@ class TurnedLocal:
             return self.cursor.sample(banned, logit_bias)
 
     def feed(self, ids: Sequence[int], *, probe: bool | Sequence[bool] = False) -> list[float]:
-        with self._turns.turn(self._player):
-            return self.cursor.feed(ids, probe=probe)
+        """A long prompt is read in pieces, so that others have their turn meanwhile."""
+        before = len(self.cursor.ids)
+        if probe or len(ids) <= _PIECE or len(ids) > self.cursor.room:
+            with self._turns.turn(self._player):
+                return self.cursor.feed(ids, probe=probe)
+        try:
+            for at in range(0, len(ids), _PIECE):
+                with self._turns.turn(self._player):
+                    self.cursor.feed(ids[at : at + _PIECE])
+        except BaseException:
+            self.rewind(before)
+            raise
+        return []
 
     def rewind(self, n: int) -> None:
         with self._turns.turn(self._player):
