@@ -166,7 +166,7 @@ def test_what_the_user_hides_is_hidden_and_comes_back(tmp_path):
         )  # fmt: skip
         outside = reach(
             RemoteConfig("lab", server.url, model="big"),
-            local,
+            local.render,
             terms,
             key=None,
             is_named=True,

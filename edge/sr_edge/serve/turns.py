@@ -18,7 +18,7 @@ from sr_edge.markers import Markers
 from sr_edge.roles import NO_BIAS, Message, Outcome, Prompt, RemoteModel, RemoteStream, Sampled
 
 _PIECE = 64
-"""Tokens: from here on larger batches are hardly faster on a CPU, and whoever waits for one waits a second."""
+"""Tokens: larger batches are hardly faster on a CPU, and whoever waits for one waits a second."""
 
 
 class Computing(Protocol):
