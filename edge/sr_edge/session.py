@@ -218,7 +218,7 @@ class Session:
         if settings.dry_run and remote is None:
             raise UsageError(f"--dry-run shows what would leave, and no endpoint is asked: {_NAME_ONE}")
 
-        with _one_blas_thread():
+        with one_blas_thread():
             from sr_edge.local import LlamaLocal
 
         check_on_load(model)
@@ -430,7 +430,7 @@ class Session:
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """For the import of NumPy: its BLAS starts a thread for each core, and they spin for a tenth of a second.
 
     Nothing multiplies matrices here but llama.cpp, which has threads of its own. A user's own choice stands.

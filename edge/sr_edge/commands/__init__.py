@@ -34,6 +34,10 @@ _OWN = {
         "sr_edge.commands.chat:chat",
         "Talk with the models, and see which words came from where.",
     ),
+    "serve": (
+        "sr_edge.commands.serve:serve",
+        "Serve the models to other programs, as OpenAI's API does.",
+    ),
     "replay": (
         "sr_edge.commands.replay:replay",
         "Show a recorded answer again, with no model and no network.",
