@@ -35,13 +35,14 @@ Json: TypeAlias = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 """What a stream ends with; one that broke off does not."""
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _LEAST_LOGPROB = -9999.0  # OpenAI's word for hardly possible; JSON has no infinity
 _LINE_ENDS = (("\u0085", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 
 
 def encoded(value: Json) -> bytes:
     """As JSON, without white space and on one line, whoever counts the lines."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _JSON.encode(value)
     if not text.isascii():  # clients that split with str.splitlines() see more ends of lines than SSE has
         for end, escape in _LINE_ENDS:
             text = text.replace(end, escape)
@@ -219,8 +220,7 @@ class _Choice:
         self._closed: list[SpanClosed] = []
         self._continued_tokens = 0
         self._thought_tokens = 0
-        self.events: list[Json] = []
-        """That were not told yet."""
+        self._events: list[Json] = []  # that were not told yet
         self.has_begun = False
         """There is an answer: its first event after `Started` is no failure."""
         self.is_over = False
@@ -231,6 +231,11 @@ class _Choice:
     def is_stopped(self) -> bool:
         return self._stops.is_found
 
+    def take_events(self) -> list[Json]:
+        """Those that were not taken yet."""
+        events, self._events = self._events, []
+        return events
+
     def push(self, heard: Heard) -> list[_Bit]:
         if isinstance(heard, Over):
             return self._end(heard)
@@ -238,7 +243,7 @@ class _Choice:
             self.problem = self.problem or problem_of(heard.error)
             return []
         if self._wants_events:
-            self.events.append(_as_object(heard))
+            self._events.append(_as_object(heard))
         bits: list[_Bit] = []
         match heard:
             case LocalToken():
@@ -474,14 +479,13 @@ class _Collected:
     def text(self, part: Part) -> str:
         return "".join("".join(texts) for own, _, texts in self.segments if own == part)
 
-    def provenance(self, events: list[Json] | None) -> Json:
-        found: Json = {
+    def provenance(self) -> Json:
+        return {
             "segments": [
                 {"text": "".join(texts), "part": part, **_origin(span)} for part, span, texts in self.segments
             ],
             "spans": list(self.marks.values()),
         }
-        return found if events is None else found | {"events": events}
 
 
 class _Reply:
@@ -513,7 +517,7 @@ class _Reply:
         chunks: list[Json] = []
         if following.has_begun and not self._has_opened[choice]:
             self._has_opened[choice] = True
-            chunks += self._opening(choice)
+            chunks.append(self._opening(choice))
         chunks += [self._chunk(choice, bit) for bit in bits]
         if following.is_over and following.problem is None:
             chunks.append(self._last(choice, following.finish_reason))
@@ -562,15 +566,15 @@ class _Reply:
         if self._wanted.include_usage:
             chunk["usage"] = None
         if self._wanted.events:
-            events, self._choices[choice].events = self._choices[choice].events, []
-            provenance["events"] = events
+            provenance["events"] = self._choices[choice].take_events()
         chunk["sr_edge"] = provenance
         return chunk
 
-    def _events(self, choice: int) -> list[Json] | None:
-        return self._choices[choice].events if self._wanted.events else None
+    def _provenance(self, choice: int) -> Json:
+        found = self._collected[choice].provenance()
+        return found | {"events": self._choices[choice].take_events()} if self._wanted.events else found
 
-    def _opening(self, choice: int) -> list[Json]:
+    def _opening(self, choice: int) -> Json:
         raise NotImplementedError
 
     def _chunk(self, choice: int, bit: _Bit) -> Json:
@@ -594,9 +598,9 @@ class ChatReply(_Reply):
         choice = _Choice(request.wanted, continues=request.continues, splits=True)
         super().__init__(request.wanted, [choice], id=id, created=created)
 
-    def _opening(self, choice: int) -> list[Json]:
+    def _opening(self, choice: int) -> Json:
         delta = {"role": "assistant", "content": ""}
-        return [self._framed(choice, {"delta": delta, "finish_reason": None}, _origin(None))]
+        return self._framed(choice, {"delta": delta, "finish_reason": None}, _origin(None))
 
     def _chunk(self, choice: int, bit: _Bit) -> Json:
         delta: Json = {}
@@ -619,7 +623,7 @@ class ChatReply(_Reply):
             "message": message,
             "logprobs": {"content": collected.entries, "refusal": None} if self._wanted.logprobs else None,
             "finish_reason": self._choices[choice].finish_reason,
-            "sr_edge": collected.provenance(self._events(choice)),
+            "sr_edge": self._provenance(choice),
         }
 
 
@@ -639,9 +643,9 @@ class CompletionReply(_Reply):
         ]
         self._chars = [len(text) for text in self._echoed]  # of each choice, so far
 
-    def _opening(self, choice: int) -> list[Json]:
+    def _opening(self, choice: int) -> Json:
         said: Json = {"text": self._echoed[choice], "logprobs": None, "finish_reason": None}
-        return [self._framed(choice, said, _origin(None))]
+        return self._framed(choice, said, _origin(None))
 
     def _chunk(self, choice: int, bit: _Bit) -> Json:
         said: Json = {"text": bit.text, "logprobs": None, "finish_reason": None}
@@ -659,7 +663,7 @@ class CompletionReply(_Reply):
             "text": self._echoed[choice] + collected.text("answer"),
             "logprobs": self._logprobs(choice, collected.entries) if self._wanted.logprobs else None,
             "finish_reason": self._choices[choice].finish_reason,
-            "sr_edge": collected.provenance(self._events(choice)),
+            "sr_edge": self._provenance(choice),
         }
 
     def _logprobs(self, choice: int, entries: Sequence[Json]) -> Json:
