@@ -133,6 +133,7 @@ def serve(
     from sr_edge.serve.desk import Desk, settings_for
     from sr_edge.serve.guard import names_of
     from sr_edge.serve.metrics import Metrics
+    from sr_edge.serve.openapi import document
     from sr_edge.serve.page import load_page
     from sr_edge.serve.requests import RequestLimits, model_ids
     from sr_edge.serve.running import HttpServer, bind, url_of
@@ -180,7 +181,7 @@ def serve(
                 token=token,
                 metrics=metrics,
                 page=Document(page.body, page.headers),
-                openapi={"openapi": "3.1.0", "info": {"title": "sr-edge serve"}, "paths": {}},
+                openapi=document(list(ids)),
                 say=note,
             )
 
