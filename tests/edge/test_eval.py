@@ -215,3 +215,15 @@ def test_a_server_that_is_not_there_is_named() -> None:
     done = command_line.call("eval", "--through", "http://127.0.0.1:9", env={"SR_EDGE_SERVE_TOKEN": "x"})
     assert done.returncode == 3
     assert "connection refused at 127.0.0.1:9" in done.stderr
+
+
+def test_through_a_server_of_its_own_the_figures_are_the_same() -> None:
+    arms = ["--arm", "split", "--arm", "local", "--arm", "big"]
+    straight, served = (
+        json.loads(run("--n", 2, *arms, *how, "--json").stdout) for how in ([], ["--through", "http"])
+    )
+    assert served.pop("through") == "http"
+    for figures in (*straight["arms"].values(), *served["arms"].values()):
+        for timing in ("seconds", "decode_ms_median", "resume_ms_median"):
+            del figures[timing]
+    assert straight == served

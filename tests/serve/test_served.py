@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -262,3 +264,34 @@ time.sleep(60)
     with pytest.raises(KeyError, match=":1"), serving(["--big", "x"], {}, command=ends) as server:
         fail(server.url)
     assert mark.read_text() == "serve --port 0 --big x"
+
+
+def test_a_server_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    """However that ended."""
+    starts = f"""
+import os, sys, time
+from sr_edge.remote.serving import serving
+environ = {{**os.environ, "SR_EDGE_HOME": {str(tmp_path)!r}}}
+with serving([], environ) as server:
+    print(server.pid, flush=True)
+    time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        parent.kill()
+        parent.wait()
+    until = time.monotonic() + 20
+    while is_running(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """Not ended: one whose parent is gone may stay as a zombie where nobody reaps it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False

@@ -42,6 +42,7 @@ class Subject(Enum):
     HANDBACK = "handback"
     WALL = "wall"
     BIG = "big"
+    SERVE = "serve"
     ALL = "all"
 
 
@@ -56,6 +57,7 @@ _SUBJECTS = {
     Subject.HANDBACK: "sr_edge.bench.handback",
     Subject.WALL: "sr_edge.bench.wall",
     Subject.BIG: "sr_edge.bench.speculation",
+    Subject.SERVE: "sr_edge.bench.served",
 }
 """In the order of `all`: modules with `rows` (see `sr_edge.bench.report`)."""
 
