@@ -42,7 +42,13 @@ class Served:
 
 @contextmanager
 def serving(
-    desk: Any, *, patience: Patience = PATIENT, bounds: Bounds = BOUNDS, hosts=(), origins=()
+    desk: Any,
+    *,
+    page: Document = PAGE,
+    patience: Patience = PATIENT,
+    bounds: Bounds = BOUNDS,
+    hosts=(),
+    origins=(),
 ) -> Iterator[Served]:
     bound = bind("127.0.0.1", 0)
     port = bound.getsockname()[1]
@@ -55,7 +61,7 @@ def serving(
         names=names_of(port, hosts=hosts, origins=origins),
         token=TOKEN,
         metrics=metrics,
-        page=PAGE,
+        page=page,
         openapi={"openapi": "3.1.0"},
         bounds=bounds,
         say=said.append,

@@ -83,11 +83,11 @@ def problem_of(error: EdgeError) -> Problem:
             body = error_object(str(error), "rate_limit_error", code="rate_limit_exceeded")
             return Problem(429, body, error.retry_after)
         case ContextFullError():
-            return Problem(400, error_object(str(error), code="context_length_exceeded"))
-        case (
-            UsageError() | ModelError()
-        ):  # the model is open: it is its template that can't take the messages
+            return Problem(400, error_object(str(error), param="messages", code="context_length_exceeded"))
+        case UsageError():
             return Problem(400, error_object(str(error), code="invalid_value"))
+        case ModelError():  # it is open, so it is its template that can't take these messages
+            return Problem(400, error_object(str(error), param="messages", code="invalid_value"))
         case _:
             return Problem(500, error_object(str(error), "server_error"))
 

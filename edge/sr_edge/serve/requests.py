@@ -639,20 +639,11 @@ class Turn:
 # --- prompts ------------------------------------------------------------------------------------------------
 
 
-class Ids(ListOf):
-    def read(self, value: object, param: str) -> tuple[Any, ...]:
-        if isinstance(value, list) and set(map(type, value)) == {int}:  # there may be a million
-            ids = tuple(value)
-            if min(ids) >= 0 and max(ids) <= _MAX_ID:
-                return ids
-        return super().read(value, param)
-
-
 class Prompts:
     """A text, ids, or a list of either."""
 
     _text = Text(minimum=1)
-    _ids = Ids(Integer(0, _MAX_ID), minimum=1)
+    _ids = ListOf(Integer(0, _MAX_ID), minimum=1)
 
     def read(self, value: object, param: str) -> tuple[str | tuple[int, ...], ...]:
         if isinstance(value, str):
