@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -11,7 +12,7 @@ from tests.serve.scripted_desk import ENDLESS, SPAN, ScriptedDesk
 from tests.serve.serving import chat, connect, exchange, read, request, serving, until
 
 from sr_edge.errors import ContextFullError, GenerationError, UsageError
-from sr_edge.serve.app import Bounds
+from sr_edge.serve.app import Bounds, Hearing
 from sr_edge.serve.jobs import Busy
 from sr_edge.testing import END
 
@@ -138,6 +139,27 @@ def test_a_long_silence_is_broken_by_comments():
         turn.release(2)
         rest = received(wire, b"[DONE]")
     assert b'"content":"b"' in rest
+
+
+def test_the_loop_looks_at_nothing_twice():
+    """A thread may speak while the loop takes what it said before: each word is taken once, in order, and
+    the loop is not woken for nothing, which a client would see as a silence."""
+
+    async def listen() -> list[list[int]]:
+        hearing = Hearing(asyncio.get_running_loop(), quiet_seconds=60)
+        ear = hearing.ear(0)
+        speaker = threading.Thread(target=lambda: [ear(n) for n in range(5000)])
+        speaker.start()
+        batches: list[list[int]] = []
+        while sum(map(len, batches)) < 5000:
+            batches.append([heard for _, heard in await hearing.next()])
+        speaker.join()
+        hearing.close()
+        return batches
+
+    batches = asyncio.run(listen())
+    assert [] not in batches
+    assert [heard for batch in batches for heard in batch] == list(range(5000))
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------

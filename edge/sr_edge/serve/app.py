@@ -291,7 +291,8 @@ class Answers:
         has_begun = is_answered = is_over = False
         while not is_over:
             chunks: list[Json] = []
-            for n, heard in await hearing.next():
+            batch = await hearing.next()
+            for n, heard in batch:
                 following[n].hear(heard)
                 chunks += reply.push(heard, n)
                 if reply.is_stopped(n):
@@ -307,7 +308,7 @@ class Answers:
                     await _send_body(send, b"".join(map(sse, [*chunks, reply.problem.body])))
                 else:
                     await _send_problem(send, reply.problem)
-            elif order.is_stream and (chunks or has_begun):
+            elif order.is_stream and (chunks or (has_begun and not batch)):  # what is held back is no silence
                 if not has_begun:
                     has_begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
@@ -329,6 +330,7 @@ class Hearing:
         self._heard: deque[tuple[int, Heard]] = deque()
         self._come = asyncio.Event()
         self._is_woken = False
+        self._is_nudged = False
         self._woke = loop.time()
         self._timer = loop.call_later(quiet_seconds, self._look)
         self.has_left = False
@@ -348,26 +350,32 @@ class Hearing:
 
     async def next(self) -> list[tuple[int, Heard]]:
         """What has come, once there is something; nothing after a long silence, or if the client left."""
-        await self._come.wait()
-        self._come.clear()
+        come: list[tuple[int, Heard]] = []
+        while not (come or self._is_nudged):
+            await self._come.wait()
+            self._come.clear()
+            self._is_woken = False  # before the look: what comes during it wakes again, maybe for nothing
+            while self._heard:
+                come.append(self._heard.popleft())
+        self._is_nudged = False
         self._woke = self._loop.time()
-        self._is_woken = False  # before the look: what comes during it wakes again
-        come = []
-        while self._heard:
-            come.append(self._heard.popleft())
         return come
 
     def leave(self) -> None:
         self.has_left = True
-        self._come.set()
+        self._nudge()
 
     def close(self) -> None:
         self._timer.cancel()
 
+    def _nudge(self) -> None:
+        self._is_nudged = True
+        self._come.set()
+
     def _look(self) -> None:
         silent = self._loop.time() - self._woke
         if silent >= self._quiet_seconds:
-            self._come.set()
+            self._nudge()
             silent = 0.0
         self._timer = self._loop.call_later(self._quiet_seconds - silent, self._look)
 
