@@ -33,6 +33,8 @@ COMMANDS = [
     ("ask", QUESTION, "--dry-run", "--temp", "0", "--remote", "far"),
     ("replay", "{home}/events.jsonl"),
     ("chat", "--help"),
+    ("serve", "--help"),
+    ("serve", "--print-token"),
     ("logs",),
     ("logs", "show"),
     ("logs", "search", "coins"),
