@@ -438,6 +438,28 @@ def test_reload_in_mid_stream_keeps_what_came(visit: Visit, scenes: dict[str, Sc
     expect(said(answer)).to_contain_text("One two three ◆1four")
     expect(answer).to_contain_text("Stopped.")
     expect(answer.get_by_role("button", name="Go on from here")).to_be_visible()
+    expect(answer.locator(".foot")).to_contain_text("about")
+
+
+def test_answer_goes_on_while_another_conversation_is_in_sight(
+    visit: Visit, scenes: dict[str, Scene]
+) -> None:
+    page, pace = visit.page, Pace(95)
+    scenes["ida"].pace = pace
+    expect(visit.ask("Ida fills bags").locator(".think")).to_contain_text("112 + 93")
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    visit.finish("hello")
+    rows = page.locator("#chats .open")
+    expect(rows).to_have_class([re.compile("open"), re.compile("busy")])
+    rows.nth(1).click()
+    answer = page.locator(".answer")
+    expect(answer.locator(".think")).to_contain_text("112 + 93")
+    rows.nth(0).click()
+    pace.open()
+    expect(rows.nth(1)).not_to_have_class(re.compile("busy"))
+    rows.nth(1).click()
+    expect(said(answer)).to_have_text("The answer is 205.")
 
 
 def test_what_is_typed_survives_a_reload(visit: Visit) -> None:
@@ -504,7 +526,11 @@ def test_full_storage_loses_nothing(visit: Visit) -> None:
     fill = """() => {
         let text = "x".repeat(1 << 20), n = 0;
         while (text.length) {
-            try { localStorage.setItem("other" + n++, text); } catch { text = text.slice(text.length / 2 + 1); }
+            try {
+                localStorage.setItem("other" + n++, text);
+            } catch {
+                text = text.slice(text.length / 2 + 1);
+            }
         }
     }"""
     visit.page.evaluate(fill)
@@ -671,7 +697,8 @@ STRUCTURE = """(root) => {
             piece.remove();
         }
     }
-    for (const line of copy.querySelectorAll("code > span:not([class])")) line.replaceWith(...line.childNodes);
+    const lines = copy.querySelectorAll("code > span:not([class])");
+    for (const line of lines) line.replaceWith(...line.childNodes);
     copy.normalize();
     return copy.innerHTML;
 }"""
