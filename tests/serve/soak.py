@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import queue
 import random
@@ -64,6 +65,7 @@ LONGEST_PAUSE = 2.0  # seconds that a refused client waits, whatever it is told
 SHOWN = 20  # faults that are told one by one
 SETTLING = 15.0  # seconds that the server has, once the load is over
 GROWTH = 0.05  # of its memory between the middle and the end, at most
+LONGEST_HEARING = 8.0  # seconds until a client hangs up, if it does so by the clock
 LEFT = 4  # descriptors and threads that may be there at the end, and were not before: the line to the remote
 REMOTE = """
 [remotes.soak]
@@ -148,7 +150,9 @@ class Asked:
     is_greedy: bool
     continues: str = ""
     chunks: int | None = None
-    """After which the client hangs up; None: it hears all."""
+    """After which the client hangs up; None: not for that."""
+    seconds: float | None = None
+    """After which it does, be it still in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +243,13 @@ class Load:
             continues = thought[: dice.randrange(1, len(thought))]
             messages.append({"role": "assistant", "content": "", "reasoning_content": continues})
             body["continue_final_message"] = True
-        hangs_up = kind != "whole" and dice.random() < HANG_UPS
-        chunks = dice.randrange(60) if hangs_up else None
-        return Asked(kind, question, body, temperature == 0.0, continues, chunks)
+        chunks = seconds = None
+        if kind != "whole" and dice.random() < HANG_UPS / (1 - _KINDS["whole"] / 100):
+            if dice.random() < 0.5:
+                chunks = dice.randrange(60)
+            else:
+                seconds = dice.uniform(0.0, LONGEST_HEARING)
+        return Asked(kind, question, body, temperature == 0.0, continues, chunks, seconds)
 
     def _ask(self, client: ServedClient, asked: Asked) -> float | None:
         """Returns the seconds to wait, where it was refused."""
@@ -259,6 +267,8 @@ class Load:
         except ServedError as error:
             status, pause = error.status, error.retry_after or 0.2
             broken = None if status is not None else str(error)
+        except Exception as error:  # what came was nothing of ours; the client goes on
+            broken = f"{type(error).__name__}: {error}"
         seconds = time.monotonic() - began
         with self._lock:
             tally = self.tally
@@ -288,7 +298,13 @@ class Load:
         texts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
         first: float | None = None
         body = {**asked.body, "sr_edge": {"events": True}}
-        with contextlib.closing(client.chunks(body)) as chunks:
+        until = math.inf if asked.seconds is None else began + asked.seconds
+
+        def is_enough() -> bool:
+            return time.monotonic() >= until
+
+        cancelled = None if asked.seconds is None else is_enough
+        with contextlib.closing(client.chunks(body, cancelled=cancelled)) as chunks:
             for number, chunk in enumerate(chunks):
                 if asked.chunks is not None and number >= asked.chunks:
                     return None, None
@@ -298,6 +314,8 @@ class Load:
                         pieces.append(choice["delta"].get(name) or "")
                 if first is None and any(map("".join, texts.values())):
                     first = time.monotonic() - began
+        if is_enough():
+            return None, None
         thought, content = "".join(texts["reasoning_content"]), "".join(texts["content"])
         return Heard(asked, tuple(events), thought, content), first
 
@@ -330,26 +348,33 @@ class Load:
         """Read every answer again, until there are no more."""
         with Replay(demo_paths().small) as replay:
             while (heard := self.heard.get()) is not None:
-                asked = heard.asked
-                question = [Message("user", asked.question)]
-                faults = replay.faults(
-                    heard.events,
-                    question,
-                    is_greedy=asked.is_greedy,
-                    thought=heard.thought,
-                    content=heard.content,
-                    continues=asked.continues,
-                )
-                foreign = foreign_spans(heard.events, asked.question)
-                self._note(asked, faults, foreign)
+                try:
+                    self._check(heard, replay)
+                except Exception as error:  # an answer that can't even be read
+                    self._note(heard.asked, [f"{type(error).__name__}: {error}"], [])
             self.tally.widest_gap, self.tally.farthest_drift = replay.widest_gap, replay.farthest_drift
 
+    def _check(self, heard: Heard, replay: Replay) -> None:
+        asked = heard.asked
+        faults = replay.faults(
+            heard.events,
+            [Message("user", asked.question)],
+            is_greedy=asked.is_greedy,
+            thought=heard.thought,
+            content=heard.content,
+            continues=asked.continues,
+        )
+        self._note(asked, faults, foreign_spans(heard.events, asked.question))
+
     def _note(self, asked: Asked, faults: Sequence[str], foreign: Sequence[str]) -> None:
+        """One line for each answer."""
         where = f"{asked.kind} {asked.question[:40]!r}: "
+        strange = [*foreign, *(fault for fault in faults if "the prompt is not" in fault)]
         with self._lock:
-            for fault in faults:
-                (self.tally.mixed if "the prompt is not" in fault else self.tally.wrong).append(where + fault)
-            self.tally.mixed += [where + fault for fault in foreign]
+            if strange:
+                self.tally.mixed.append(where + "; ".join([*strange, *faults][:3]))
+            elif faults:
+                self.tally.wrong.append(where + "; ".join(faults[:3]))
 
 
 def foreign_spans(events: Sequence[Event], question: str) -> list[str]:
