@@ -141,6 +141,23 @@ def test_a_long_silence_is_broken_by_comments():
     assert b'"content":"b"' in rest
 
 
+def test_a_token_that_is_held_back_is_no_silence():
+    """Nor is the one without a text that ends an answer: a comment would say that nothing was heard."""
+    turn = threading.Semaphore(0)
+    desk = ScriptedDesk([[*b"abcd", END]], gate=lambda: turn.acquire(timeout=10))
+    with serving(desk) as served, connect(served.port) as wire:
+        wire.sendall(chat(served.port, stream=True, stop="bcx"))
+        got = b""
+        for said in (b'"content":"a"', None, None, b'"content":"bcd"', b"[DONE]"):  # None: for `b` and `c`
+            turn.release()
+            if said is None:
+                tokens = desk.tickets[0].tokens
+                until(lambda tokens=tokens: desk.tickets[0].tokens > tokens)
+            else:
+                got += received(wire, said)
+    assert b": still here" not in got
+
+
 def test_the_loop_looks_at_nothing_twice():
     """A thread may speak while the loop takes what it said before: each word is taken once, in order, and
     the loop is not woken for nothing, which a client would see as a silence."""
