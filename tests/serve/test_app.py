@@ -12,8 +12,10 @@ from tests.serve.scripted_desk import ENDLESS, SPAN, ScriptedDesk
 from tests.serve.serving import chat, connect, exchange, read, request, serving, until
 
 from sr_edge.errors import ContextFullError, GenerationError, UsageError
-from sr_edge.serve.app import Bounds, Hearing
+from sr_edge.serve.app import LONG_BODY_BYTES, Answers, Bounds, Hearing, Order
 from sr_edge.serve.jobs import Busy
+from sr_edge.serve.metrics import Metrics
+from sr_edge.serve.requests import BadRequest
 from sr_edge.testing import END
 
 TEXT = f"Hello {SPAN} there."
@@ -156,6 +158,34 @@ def test_a_token_that_is_held_back_is_no_silence():
             else:
                 got += received(wire, said)
     assert b": still here" not in got
+
+
+@pytest.mark.parametrize(("size", "is_beside"), [(LONG_BODY_BYTES, False), (LONG_BODY_BYTES + 1, True)])
+def test_a_long_body_is_read_beside_the_loop(size, is_beside):
+    threads = []
+
+    def order(body: bytes, agent: str) -> Order:
+        threads.append(threading.current_thread())
+        raise BadRequest("that was all")
+
+    async def ask() -> list[dict]:
+        sent = []
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b"x" * size}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        desk = ScriptedDesk()
+        await Answers(desk, order, Metrics(desk.figures), quiet_seconds=60)({"headers": []}, receive, send)
+        threads.append(threading.current_thread())
+        return sent
+
+    head, body = asyncio.run(ask())
+    assert head["status"] == 400
+    assert b"that was all" in body["body"]
+    assert (threads[0] is not threads[1]) == is_beside
 
 
 def test_the_loop_looks_at_nothing_twice():

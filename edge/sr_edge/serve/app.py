@@ -39,6 +39,8 @@ MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
 QUIET_SECONDS = 15.0
 """After so long without a word a stream gets a comment, for whoever would think it dead."""
+LONG_BODY_BYTES = 64 << 10
+"""Reading more takes as long as several tokens, which the other answers do not wait for."""
 
 MODEL_PATH = "/v1/models/{id}"
 _PATHS = frozenset(
@@ -234,7 +236,8 @@ class Answers:
         quiet_seconds: float,
     ) -> None:
         """Args:
-        order: reads a body; gets who sent it, too. Raises: BadRequest.
+        order: reads a body; gets who sent it, too. A long one is read on another thread.
+            Raises: BadRequest.
         """
         self._desk = desk
         self._order = order
@@ -244,7 +247,10 @@ class Answers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body: bytes = (await receive())["body"]
         try:
-            order = self._order(body, _agent(scope))
+            if len(body) > LONG_BODY_BYTES:
+                order = await asyncio.to_thread(self._order, body, _agent(scope))
+            else:
+                order = self._order(body, _agent(scope))
         except BadRequest as error:
             await _send_problem(send, problem_of(error))
             return
