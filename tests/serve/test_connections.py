@@ -130,6 +130,17 @@ def test_a_websocket_is_not_opened(served):
     assert exchange(served.port, request(served.port, "/", headers=upgrade)).status == 200
 
 
+def test_a_client_of_http_1_0_gets_its_stream_too(served):
+    """It knows no chunks: the end of the connection is the end of the response."""
+    with connect(served.port) as wire:
+        wire.sendall(chat(served.port, stream=True).replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"))
+        received = b""
+        while piece := wire.recv(65536):
+            received += piece
+    assert b"transfer-encoding" not in received.lower()
+    assert received.endswith(b"data: [DONE]\n\n")
+
+
 def test_several_requests_share_a_connection(served):
     with connect(served.port) as wire:
         for data in (
@@ -344,8 +355,10 @@ def test_a_client_that_sent_more_ahead_is_seen_leaving():
     desk = ScriptedDesk(ENDLESS, gate=slowly())
     with serving(desk) as served:
         wire = connect(served.port)
-        wire.sendall(chat(served.port) + request(served.port))
+        wire.sendall(chat(served.port))
         until(lambda: desk.tickets and desk.tickets[0].tokens > 3)
+        wire.sendall(request(served.port))
+        until(lambda: desk.tickets[0].tokens > 20)  # it has come by now
         wire.close()
         assert desk.tickets[0].is_cancelled.wait(10)
 

@@ -11,6 +11,7 @@ from tests.serve.serving import TOKEN, chat, connect, exchange, read, request, s
 
 from sr_edge.errors import UsageError
 from sr_edge.serve.app import MAX_BODY_BYTES, Bounds
+from sr_edge.serve.connections import Patience
 from sr_edge.serve.guard import SECURITY_HEADERS, names_of
 from sr_edge.serve.running import bind
 
@@ -304,6 +305,13 @@ def test_f82_a_body_that_says_it_is_too_large_is_not_waited_for(served):
         served.port, request(served.port, "/v1/completions", method="POST", headers=headers, body=b"{")
     )
     assert (got.status, got.code) == (413, "request_too_large")
+
+
+def test_f82_a_client_that_sends_all_before_it_reads_is_not_cut_off():
+    """It would see a connection that was reset, and not why."""
+    with serving(ScriptedDesk(), patience=Patience(linger=60)) as served, connect(served.port) as wire:
+        wire.sendall(request(served.port, "/v1/completions", method="POST", body=b" " * 20 * 1000**2))
+        assert read(wire).status == 413
 
 
 def test_f82_a_hundred_megabytes_are_refused_and_the_client_sees_why(served):

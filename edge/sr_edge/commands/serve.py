@@ -79,7 +79,7 @@ def serve(
     ] = 2,
     queue: Annotated[
         int,
-        typer.Option("--queue", min=0, max=_MAX_QUEUE, metavar="N", help="Answers that may wait for a turn."),
+        typer.Option("--queue", min=1, max=_MAX_QUEUE, metavar="N", help="Answers that may wait for a turn."),
     ] = 16,
     beyond_loopback: Annotated[
         bool,
