@@ -313,7 +313,7 @@ def test_grpo_trains_on_what_vllm_writes(tmp_path, monkeypatch):
         rollout=RolloutPart(engine="vllm", max_tokens=130, max_span_tokens=30, max_spans=3, temperature=1.7),
         big=BigPart(model=str(big), dtype="float32"),
         reward=RewardPart(unit="share"),
-        grpo=GrpoPart(num_prompts=4, num_generations=4, trainer=table),
+        grpo=GrpoPart(num_prompts=2, num_generations=4, trainer=table),
         log=LogPart(to=()),
     )
     run = RunFolder.open(tmp_path / "run", made, ["test"])

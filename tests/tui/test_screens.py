@@ -297,11 +297,11 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 async def still_picture(app: EdgeApp, pilot: Pilot[Any]) -> None:
     """Wait until nothing changes any more: what was heard last is drawn, and what lies behind it too."""
-    last, same = "", 0
+    last, same = None, 0
     for _ in range(TRIES):
         app.screen.refresh()  # a dialog keeps what lay behind it when it was drawn, which may be nothing yet
         await pilot.pause(0.1)
-        picture = app.export_screenshot()
+        picture = app.screen._compositor.render_strips()
         same = same + 1 if picture == last else 0
         last = picture
         if same == STILL:
@@ -309,8 +309,20 @@ async def still_picture(app: EdgeApp, pilot: Pilot[Any]) -> None:
     raise AssertionError("the screen never came to rest")
 
 
-@pytest.mark.parametrize("colour", ["colour", "plain"])
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+WIDE, NARROW = SIZES
+LOOKS = [
+    pytest.param(size, colour, id=f"{size[0]}x{size[1]}-{colour}", marks=marks)
+    for size, colour, marks in [
+        (WIDE, "colour", ()),
+        (WIDE, "plain", pytest.mark.slow),  # NO_COLOR is a filter of Textual's: it knows of no size
+        (NARROW, "colour", pytest.mark.slow),
+        (NARROW, "plain", ()),
+    ]
+]
+"""Each scene is seen in both sizes, and with colours and without; the slow ones add the other two pairs."""
+
+
+@pytest.mark.parametrize(("size", "colour"), LOOKS)
 @pytest.mark.parametrize("name", SCENES)
 @pytest.mark.usefixtures("still")
 def test_a_screen_looks_as_it_did(
