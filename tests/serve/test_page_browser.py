@@ -371,6 +371,26 @@ def test_stopped_answer_can_be_gone_on_with(
     expect(answer.locator(".prose .by")).to_have_count(1)
 
 
+def test_answer_proper_goes_on_to_the_letter(
+    visit: Visit, library: Library, scenes: dict[str, Scene]
+) -> None:
+    text = "One two three four five six."
+    pace = Pace(14)
+    scenes["count"] = Scene(text, pace)
+    answer = visit.ask("count")
+    expect(said(answer)).to_have_text("One two three")
+    visit.page.keyboard.press("Escape")
+    over(answer)
+    pace.open()
+    scenes["count"] = Scene(text)
+    answer.get_by_role("button", name="Go on from here").click()
+    over(answer)
+    expect(said(answer)).to_have_text(text)
+    (asked,) = (one for one in library.jobs[1].messages if one.content)
+    assert (asked.role, asked.content) == ("user", "count")
+    assert library.jobs[1].continues.strip() == "One two three"
+
+
 def test_stop_while_the_answer_waits_for_its_turn(visit: Visit, scenes: dict[str, Scene]) -> None:
     scenes["hello"].pace = Pace(0)
     answer = visit.ask("hello")
@@ -489,6 +509,19 @@ def test_conversations_are_listed_renamed_and_deleted(visit: Visit) -> None:
     expect(rows).to_have_text(["Coins"])
     page.reload()
     expect(rows).to_have_text(["Coins"])
+
+
+def test_conversation_that_is_deleted_while_it_is_written_stays_away(
+    visit: Visit, scenes: dict[str, Scene]
+) -> None:
+    scenes["ida"].pace = Pace(95)
+    expect(visit.ask("Ida fills bags").locator(".think")).to_contain_text("112 + 93")
+    visit.page.locator("#chats .open").press("Delete")
+    visit.page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
+    expect(visit.page.locator("#chats .open")).to_have_count(0)
+    visit.page.reload()
+    expect(visit.page.locator("#welcome")).to_be_visible()
+    expect(visit.page.locator("#chats .open")).to_have_count(0)
 
 
 def test_two_tabs_never_overwrite_each_other(visit: Visit, scenes: dict[str, Scene]) -> None:
@@ -734,6 +767,25 @@ def test_markdown_and_formulas_are_drawn_and_model_text_is_never_html(visit: Vis
     assert "hit" not in visit.page.title()
     badges = answer.locator(".badge").all_inner_texts()
     assert badges == [f"◆{n}" for n in range(1, len(badges) + 1)], "each span is signed once, where it begins"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "document.body.innerHTML = '<img src=x>'",
+        "const one = document.createElement('script'); one.text = 'hit = 1'; document.body.append(one)",
+        "document.body.setAttribute('onclick', 'hit = 1'); document.body.click()",
+        "await fetch('http://127.0.0.1:9/')",
+        "const image = new Image(); image.src = '/?' + document.title; await image.decode()",
+    ],
+)
+def test_policy_stops_what_would_get_in_or_out(visit: Visit, attack: str) -> None:
+    """Even a fault of the page would not let a model's words run, or leave for elsewhere."""
+    js = f"async () => {{ try {{ {attack} }} catch (error) {{ return String(error); }} return typeof hit; }}"
+    said_ = visit.page.evaluate(js)
+    assert said_ == "undefined" or "Error" in said_
+    assert visit.complaints, "the browser reports what it refused"
+    visit.complaints.clear()
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
