@@ -23,9 +23,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -120,13 +121,8 @@ class _Hidden:
 
 
 def _run(template: str, messages: list[dict[str, str]], bos_token: str, eos_token: str) -> str:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     try:
-        return environment.from_string(template).render(
+        return _compiled(template).render(
             messages=messages,
             add_generation_prompt=True,
             bos_token=bos_token,
@@ -139,6 +135,17 @@ def _run(template: str, messages: list[dict[str, str]], bos_token: str, eos_toke
         raise ModelError(
             f"its chat template fails: {reason}: change the messages, or use another GGUF of the model"
         ) from None
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Template:
+    """Kept: to compile takes ten times as long as to render. What a rendering sets ends with it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    return environment.from_string(template)
 
 
 class _Generation(Extension):

@@ -147,3 +147,12 @@ def test_the_usual_helpers_are_there() -> None:
         "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     )
     assert render(template, [user("hi")]).text == '20{"a": "<é>"}hi'
+
+
+def test_nothing_of_one_rendering_is_left_in_the_next() -> None:
+    counting = (
+        "{% set count = namespace(of=0) %}{% for message in messages %}{% set count.of = count.of + 1 %}"
+        "{{ count.of }} {{ message.content }}{% endfor %}"
+    )
+    texts = [render(counting, [Message("user", "a"), Message("user", word)]).text for word in "bc"]
+    assert texts == ["1 a2 b", "1 a2 c"]

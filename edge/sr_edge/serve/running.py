@@ -40,7 +40,8 @@ def bind(host: str, port: int, *, beyond_loopback: bool = False) -> socket.socke
             "with --allow-host for each name that they use"
         )
     is_six = address.version == 6
-    bound = socket.socket(socket.AF_INET6 if is_six else socket.AF_INET)
+    family = socket.AF_INET6 if is_six else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if sys.platform != "win32":  # where it would let two programs listen at once
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
