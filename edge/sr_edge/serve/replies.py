@@ -36,6 +36,7 @@ DONE = b"data: [DONE]\n\n"
 """What a stream ends with; one that broke off does not."""
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _LEAST_LOGPROB = -9999.0  # OpenAI's word for hardly possible; JSON has no infinity
 _LINE_ENDS = (("\u0085", "\\u0085"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029"))
 
