@@ -75,6 +75,7 @@ The sum is
 \[
 \sum_{n=1}^{\infty} \frac{1}{n^2} = \frac{\pi^2}{6}, \qquad \int_0^1 x\,dx = \tfrac12
 \]
+\begin{align*} a &= b \\ c &= d \end{align*}
 and $$A = \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}$$ but not $\foo{x}$, nor \(half ⟦of⟧ it\).
 
 ```python
@@ -335,6 +336,23 @@ def test_answer_streams_in_the_colours_of_who_wrote_it(visit: Visit, scenes: dic
     spoken = visit.page.get_by_role("log")
     expect(spoken).to_contain_text("The answer is")
     expect(spoken).to_contain_text("the answer is complete")
+
+
+def test_long_thinking_is_open_while_it_streams_and_folded_after(
+    visit: Visit, scenes: dict[str, Scene]
+) -> None:
+    step, pace = "One step, and another one.\n", Pace(200)
+    scenes["long"] = Scene(f"<think>{step * 50}</think>Done.", pace)
+    answer = visit.ask("long")
+    think = answer.locator(".think")
+    expect(think).to_contain_text("another one")
+    expect(think).to_have_attribute("open", "")
+    pace.open()
+    over(answer)
+    expect(think).not_to_have_attribute("open", "")
+    expect(think).to_contain_text(re.compile(r"Thought for [\d.]+ m?s"))
+    think.locator("summary").press("Enter")
+    expect(think).to_have_attribute("open", "")
 
 
 def test_shift_enter_breaks_the_line(visit: Visit, library: Library) -> None:
@@ -748,9 +766,9 @@ def test_markdown_and_formulas_are_drawn_and_model_text_is_never_html(visit: Vis
         "ol > li": 4,
         "ol > li > ul > li": 2,
         "blockquote strong .by": ["remote"],
-        "math[display=block]": 2,
+        "math[display=block]": 3,
         "math mfrac": 5,
-        "mtable mtr": 2,
+        "mtable mtr": 4,
         ".tex": ["$\\foo{x}$", "\\(half ◆6of it\\)"],
         ".fence code .by": 1,
         "table tr": 3,
