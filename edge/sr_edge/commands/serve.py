@@ -181,7 +181,7 @@ def serve(
                 token=token,
                 metrics=metrics,
                 page=Document(page.body, page.headers),
-                openapi=document(list(ids)),
+                openapi=document(list(ids), vocabulary_size=desk.vocabulary_size),
                 say=note,
             )
 

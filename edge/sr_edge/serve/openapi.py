@@ -27,9 +27,10 @@ _REFUSALS: Mapping[str, str] = {
 _OF_ANY_GET = ("401", "403", "421")
 
 
-def document(model_ids: Sequence[str]) -> Document:
+def document(model_ids: Sequence[str], *, vocabulary_size: int | None = None) -> Document:
     """Args:
     model_ids: those that are served.
+    vocabulary_size: of the small model, whose ids a raw prompt may be given in.
     """
     return {
         "openapi": "3.1.0",
@@ -93,7 +94,7 @@ def document(model_ids: Sequence[str]) -> Document:
                     "description": "printed by `sr-edge serve --print-token`",
                 }
             },
-            "schemas": _requests(model_ids) | _replies(),
+            "schemas": _requests(model_ids, vocabulary_size) | _replies(),
         },
     }
 
@@ -119,12 +120,25 @@ def _text(media_type: str) -> Document:
 
 
 def _stream(schema: str) -> Document:
+    """Until OpenAPI 3.2 the schema of a stream is that of each event."""
+    data = {
+        "type": "string",
+        "anyOf": [
+            {"const": "[DONE]"},
+            {
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": [_ref(schema), _ref("Error")]},
+            },
+        ],
+    }
     return {
         "text/event-stream": {
             "schema": {
-                "type": "string",
-                "description": f"with `stream`: a line `data: ` and a {schema} for each chunk, at last "
-                "`data: [DONE]`. An answer that breaks off ends with an Error instead.",
+                "type": "object",
+                "description": f"with `stream`: an event for each {schema}, at last one with the data "
+                "`[DONE]`. An answer that breaks off ends with an Error instead.",
+                "properties": {"data": data},
+                "required": ["data"],
             }
         }
     }
@@ -150,8 +164,20 @@ def _ref(name: str) -> Schema:
 # --- what is asked ------------------------------------------------------------------------------------
 
 
-def _requests(model_ids: Sequence[str]) -> Document:
+def _requests(model_ids: Sequence[str], vocabulary_size: int | None) -> Document:
     chat, completion = CHAT.schema(), COMPLETION.schema()
+    if vocabulary_size is not None:
+        _, ids, _, several = completion["properties"]["prompt"]["anyOf"]
+        for items in (ids["items"], several["items"]["items"]):
+            items["maximum"] = vocabulary_size - 1
+    text, _, texts, _ = completion["properties"]["prompt"]["anyOf"]
+    completion["allOf"] = [
+        {
+            "description": "a prompt in ids has no text to repeat",
+            "if": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+            "then": {"properties": {"prompt": {"anyOf": [text, texts]}}},
+        }
+    ]
     for schema in (chat, completion):
         schema["properties"]["model"] = {
             "enum": [*model_ids, None],
