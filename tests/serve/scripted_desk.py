@@ -30,6 +30,7 @@ class ScriptedDesk:
     big = "scripted remote"
     context_tokens = 4096
     price = None
+    lanes = 2
 
     def __init__(
         self,

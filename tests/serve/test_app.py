@@ -8,7 +8,7 @@ import socket
 import threading
 
 import pytest
-from tests.serve.scripted_desk import ENDLESS, SPAN, ScriptedDesk
+from tests.serve.scripted_desk import ENDLESS, SPAN, ScriptedDesk, slowly
 from tests.serve.serving import chat, connect, exchange, read, request, serving, until
 
 from sr_edge.errors import ContextFullError, GenerationError, UsageError
@@ -69,6 +69,21 @@ def test_several_prompts_are_several_answers(served):
     for n in (0, 1):
         texts = [c["text"] for chunk in streamed for c in chunk["choices"] if c["index"] == n]
         assert "".join(texts) == TEXT
+
+
+def test_several_choices_come_whole_or_side_by_side(served):
+    got = exchange(served.port, chat(served.port, n=3, seed=5))
+    assert [choice["index"] for choice in got.json["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in got.json["choices"]} == {TEXT}
+    assert [job.sampling.seed for job in served.desk.jobs[-3:]] == [5, 6, 7]
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *streamed, last = chunks(exchange(served.port, chat(served.port, n=3, **options)).body)
+    for n in range(3):
+        assert text_of([chunk for chunk in streamed if chunk["choices"][0]["index"] == n]) == TEXT
+    for usage in (got.json["usage"], last["usage"]):
+        alone = exchange(served.port, chat(served.port)).json["usage"]
+        assert usage["prompt_tokens"] == alone["prompt_tokens"]
+        assert usage["completion_tokens"] == 3 * alone["completion_tokens"]
 
 
 def test_the_desk_is_told_who_asks_and_for_what(served):
@@ -242,13 +257,47 @@ def test_where_the_desk_is_full_it_says_when_to_come_again():
         assert exchange(served.port, chat(served.port)).status == 200
 
 
-def test_of_several_prompts_none_runs_where_one_finds_no_place():
+def test_an_answer_that_finds_no_place_waits_for_one_of_its_own_request():
+    desk = ScriptedDesk(gate=slowly(), most=1)
+    with serving(desk) as served:
+        got = exchange(served.port, completion(served.port, prompt=["One.", "Two."], n=2))
+    assert [choice["text"] for choice in got.json["choices"]] == [TEXT] * 4
+    assert [job.prompt for job in desk.jobs] == ["One.", "One.", "Two.", "Two."]
+
+
+class OnePlace(ScriptedDesk):
+    """It is gone once it was taken."""
+
+    def submit(self, job, hear):
+        if self.tickets:
+            raise Busy("others were faster", retry_after=7)
+        return super().submit(job, hear)
+
+
+def test_of_several_answers_there_is_none_where_one_finds_no_place_at_all():
+    with serving(OnePlace()) as served:
+        got = exchange(served.port, chat(served.port, n=2))
+    assert (got.status, got.headers["retry-after"]) == (429, "7")
+    with serving(OnePlace()) as served:
+        body = exchange(served.port, chat(served.port, n=2, stream=True)).body
+    error = json.loads(body.rstrip().rpartition(b"data: ")[2])["error"]
+    assert error["code"] == "rate_limit_exceeded"
+    assert b"[DONE]" not in body
+
+
+def test_of_many_answers_no_more_are_under_way_than_there_are_lanes():
+    """And who leaves has none of the others written."""
     turn = threading.Event()
-    with serving(ScriptedDesk(gate=turn.wait, most=2)) as served:
-        got = exchange(served.port, completion(served.port, prompt=["One.", "Two.", "Three."]))
-        assert got.status == 429
-        assert all(ticket.is_cancelled.is_set() for ticket in served.desk.tickets)
+    desk = ScriptedDesk(ENDLESS, gate=lambda: turn.wait(10))
+    with serving(desk) as served, connect(served.port) as wire:
+        wire.sendall(chat(served.port, n=16))
+        until(lambda: len(desk.tickets) == desk.lanes)
+        wire.close()
+        until(lambda: all(ticket.is_cancelled.is_set() for ticket in desk.tickets))
         turn.set()
+        until(lambda: desk.running == [])
+        assert exchange(served.port, request(served.port)).status == 200
+    assert len(desk.tickets) == desk.lanes
 
 
 class Breaking(ScriptedDesk):

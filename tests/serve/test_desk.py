@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serve.serving import chat, exchange, serving
 from tests.tiny_gguf import write_tiny_gguf
 
 from sr_edge.errors import ContextFullError, ModelError
@@ -193,6 +194,19 @@ def test_a_seed_is_repeated_whoever_else_asks(pair: Desk) -> None:
         return [listener.wait().transcript.text for listener in listeners]
 
     assert write(1)[0] == write(6)[0] == write(2)[0]
+
+
+def test_many_choices_take_one_place_and_each_is_what_its_seed_gives(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(2, waiting=1)
+    asked = {"model": desk.name, "max_tokens": 12, "temperature": 1.0}
+    with serving(desk) as served:
+        together = exchange(served.port, chat(served.port, n=16, seed=2**32 - 4, **asked)).json
+        seeds = [2**32 - 4, 2**32 - 3, 2**32 - 2, 0, 1]
+        alone = [exchange(served.port, chat(served.port, seed=seed, **asked)).json for seed in seeds]
+    told = [choice["sr_edge"]["segments"] for choice in together["choices"]]
+    assert told[:5] == [one["choices"][0]["sr_edge"]["segments"] for one in alone]
+    assert len({segments[0]["text"] for segments in told}) == 16
+    assert together["usage"]["prompt_tokens"] == alone[0]["usage"]["prompt_tokens"]
 
 
 # --- leaving, and waiting ---------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_only_the_page_and_the_health_need_no_token():
 
 _values = st.sampled_from(
     [
-        *(None, True, False, 0, 1, 2, -1, 0.0, 1.0, 0.5, 2.5, 1e300, 2**32 - 2, 2**32 - 1, 2**40),
+        *(None, True, False, 0, 1, 2, 16, 17, -1, 0.0, 1.0, 0.5, 2.5, 1e300, 2**32 - 2, 2**32 - 1, 2**40),
         *(
             "",
             "a",

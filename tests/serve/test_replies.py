@@ -24,6 +24,7 @@ def wanted(**changes):
     values = {
         "model": "small",
         "policy": "auto",
+        "n": 1,
         "sampling": SamplerSettings(),
         "max_tokens": 100,
         "stops": (),
@@ -451,6 +452,30 @@ def test_several_prompts_are_several_choices_heard_in_any_order():
             found = [choice["text"] for choice in whole["choices"]]
             assert [choice["index"] for choice in whole["choices"]] == [0, 1]
         assert found == ["Aa1", "Bb1b2"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_counts_once_however_many_choices_it_has(stream):
+    """And as its first choice found it: the others find all of it in the cache."""
+    chat_reply = chat(n=3, stream=stream, include_usage=True)
+    raw_reply = completion("A", "B", n=2, echo=True, stream=stream, include_usage=True)
+    for reply, n in ((chat_reply, 3), (raw_reply, 4)):
+        chunks = []
+        for choice in reversed(range(n)):
+            reused = 1 if choice % 2 == 0 else 3
+            heard = [started(reused=reused), *tokens(str(choice)), finished(local=1), Over(False)]
+            chunks += pushed(reply, heard, choice)
+        last = chunks[-1] if stream else reply.whole()
+        prompts = 1 if reply is chat_reply else 2
+        assert last["usage"]["prompt_tokens"] == 3 * prompts
+        assert last["usage"]["prompt_tokens_details"]["cached_tokens"] == prompts
+        assert last["usage"]["completion_tokens"] == n
+        assert last["usage"]["total_tokens"] == 3 * prompts + n
+    if stream:
+        return
+    assert [choice["text"] for choice in raw_reply.whole()["choices"]] == ["A0", "A1", "B2", "B3"]
+    whole = ChatCompletion.model_validate(chat_reply.whole())
+    assert [(one.index, one.message.content) for one in whole.choices] == [(0, "0"), (1, "1"), (2, "2")]
 
 
 def test_a_problem_of_one_choice_is_one_of_the_reply():

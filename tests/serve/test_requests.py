@@ -14,6 +14,7 @@ from sr_edge.serve.replies import encoded, problem_of
 from sr_edge.serve.requests import (
     CHAT,
     COMPLETION,
+    MAX_CHOICES,
     MAX_MESSAGES,
     MAX_METADATA,
     MAX_NAME_CHARS,
@@ -66,7 +67,7 @@ def test_what_is_not_said_is_the_servers_choice():
     assert request.wanted.policy == "auto"
     assert request.wanted.sampling == SamplerSettings(0.6, 0.95, 40, 3)
     assert (request.wanted.max_tokens, request.wanted.stops, request.wanted.stream) == (200, (), False)
-    job = request.job(agent="curl", seconds=9.0)
+    (job,) = request.jobs(agent="curl", seconds=9.0)
     assert (job.client, job.seconds, job.prompt, job.continues) == ("curl", 9.0, None, "")
 
 
@@ -91,7 +92,7 @@ def test_what_is_said_is_kept():
     assert wanted.sampling == SamplerSettings(0.0, 1.0, 0, MAX_SEED)
     assert (wanted.max_tokens, wanted.stops) == (7, ("\n\n",))
     assert (wanted.stream, wanted.include_usage, wanted.logprobs, wanted.events) == (True,) * 4
-    assert request.job(agent="curl").client == "me"
+    assert request.jobs(agent="curl")[0].client == "me"
 
 
 def test_messages_are_told_as_text():
@@ -123,6 +124,17 @@ def test_prompts_may_be_texts_or_ids():
     ]
     assert completion(logprobs=0).wanted.logprobs
     assert not completion(logprobs=None).wanted.logprobs
+
+
+def test_choices_of_a_prompt_are_jobs_that_differ_in_their_seed():
+    def seeds(jobs):
+        return [job.sampling.seed for job in jobs]
+
+    assert seeds(chat(n=3, seed=7).jobs(agent="x")) == [7, 8, 9]
+    assert seeds(chat(n=3, seed=MAX_SEED).jobs(agent="x")) == [MAX_SEED, 0, 1]
+    assert seeds(chat(PLAIN, n=MAX_CHOICES).jobs(agent="x")) == [None] * MAX_CHOICES
+    jobs = completion(prompt=["a", "b"], n=2, seed=7).jobs(agent="x")
+    assert [(job.prompt, job.sampling.seed) for job in jobs] == [("a", 7), ("a", 8), ("b", 7), ("b", 8)]
 
 
 def test_model_ids_are_made_of_the_small_models_name():
@@ -171,7 +183,7 @@ def continued(limits, *, flag=True, **message):
         limits, messages=[*HI, turn], continue_final_message=flag, add_generation_prompt=False, stream=True
     )
     assert request.messages == (Message("user", "hi"),)
-    assert request.job(agent="x").continues == request.continues
+    assert request.jobs(agent="x")[0].continues == request.continues
     return request.continues
 
 
@@ -324,8 +336,10 @@ _BAD_CHAT = [
     ({"max_tokens": True}, "max_tokens", "invalid_type"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
     ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "invalid_value"),
-    ({"n": 2}, "n", "unsupported_parameter"),
-    ({"n": True}, "n", "unsupported_parameter"),
+    ({"n": 0}, "n", "invalid_value"),
+    ({"n": MAX_CHOICES + 1}, "n", "invalid_value"),
+    ({"n": 1.5}, "n", "invalid_type"),
+    ({"n": True}, "n", "invalid_type"),
     ({"stream": 1}, "stream", "invalid_type"),
     ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage", "invalid_type"),
     ({"stream_options": {"chunk": 1}}, "stream_options.chunk", "unsupported_parameter"),

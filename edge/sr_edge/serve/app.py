@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sr_edge.errors import EdgeError
 from sr_edge.serve.guard import Guard, JsonBody, Names, NeedsToken, Refused
-from sr_edge.serve.jobs import Heard, Job, Ticket
+from sr_edge.serve.jobs import Busy, Heard, Job, Over, Ticket
 from sr_edge.serve.metrics import CONTENT_TYPE, Following, Metrics
 from sr_edge.serve.replies import (
     DONE,
@@ -57,6 +57,9 @@ _COMMENT = b": still here\n\n"
 
 class Desk(Protocol):
     """Whoever has the answers written."""
+
+    lanes: int
+    """So many at once."""
 
     def submit(self, job: Job, hear: Callable[[Heard], None]) -> Ticket:
         """Raises: Busy."""
@@ -215,7 +218,7 @@ class Order:
 def _chat(body: bytes, agent: str, limits: RequestLimits) -> Order:
     request = parse_chat(body, limits)
     reply = ChatReply(request, id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()))
-    return Order([request.job(agent=agent)], reply, request.wanted.stream)
+    return Order(request.jobs(agent=agent), reply, request.wanted.stream)
 
 
 def _completion(body: bytes, agent: str, limits: RequestLimits) -> Order:
@@ -255,65 +258,52 @@ class Answers:
             await _send_problem(send, problem_of(error))
             return
         hearing = Hearing(asyncio.get_running_loop(), quiet_seconds=self._quiet_seconds)
-        tickets: list[Ticket] = []
-
-        def cancel() -> None:
-            for ticket in tickets:
-                ticket.cancel()
+        line = Line(self._desk, order.jobs, hearing, self._metrics)
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not order.reply.is_over:
+            if not line.is_over:
                 self._metrics.hung_up()
             hearing.leave()
-            cancel()
+            line.cancel()
 
         watching = asyncio.create_task(watch())
         try:
-            following = [self._metrics.follow() for _ in order.jobs]
-            try:
-                for n, job in enumerate(order.jobs):
-                    tickets.append(self._desk.submit(job, hearing.ear(n)))
-            except EdgeError as error:
-                self._metrics.failed(error)
-                await _send_problem(send, problem_of(error))
+            line.advance()
+            if line.problem is not None:
+                await _send_problem(send, line.problem)
                 return
-            await self._pass_on(order, hearing, tickets, following, send)
+            await self._pass_on(order, hearing, line, send)
         finally:
             watching.cancel()
-            cancel()
+            line.cancel()
             hearing.close()
 
-    async def _pass_on(
-        self,
-        order: Order,
-        hearing: Hearing,
-        tickets: Sequence[Ticket],
-        following: Sequence[Following],
-        send: Send,
-    ) -> None:
+    async def _pass_on(self, order: Order, hearing: Hearing, line: Line, send: Send) -> None:
         reply = order.reply
         has_begun = is_answered = is_over = False
         while not is_over:
             chunks: list[Json] = []
             batch = await hearing.next()
             for n, heard in batch:
-                following[n].hear(heard)
+                line.hear(heard, n)
                 chunks += reply.push(heard, n)
                 if reply.is_stopped(n):
-                    tickets[n].cancel()
-            is_over = reply.is_over
+                    line.cancel_one(n)
+            if reply.problem is not None:
+                line.cancel()
+            line.advance()
+            is_over = line.is_over
+            problem = reply.problem or line.problem
             if is_answered or hearing.has_left:
                 continue  # it is heard to its end all the same, and counted
-            if reply.problem is not None:
+            if problem is not None:
                 is_answered = True
-                for ticket in tickets:
-                    ticket.cancel()
                 if has_begun:
-                    await _send_body(send, b"".join(map(sse, [*chunks, reply.problem.body])))
+                    await _send_body(send, b"".join(map(sse, [*chunks, problem.body])))
                 else:
-                    await _send_problem(send, reply.problem)
+                    await _send_problem(send, problem)
             elif order.is_stream and (chunks or (has_begun and not batch)):  # what is held back is no silence
                 if not has_begun:
                     has_begun = True
@@ -325,6 +315,62 @@ class Answers:
                     await _send_body(send, data, more=True)
             elif is_over:
                 await _send(send, 200, Document(encoded(reply.whole()), _JSON_HEADERS))
+
+
+class Line:
+    """The jobs of one request, one after the other: as many are under way as there are lanes, and at most one
+    of them waits for its lane. So a request takes one place of the queue, however many answers it wants, and
+    an answer finds the prompt that it shares with the one before in the cache.
+    """
+
+    def __init__(self, desk: Desk, jobs: Sequence[Job], hearing: Hearing, metrics: Metrics) -> None:
+        self._desk = desk
+        self._hearing = hearing
+        self._metrics = metrics
+        self._later = deque(enumerate(jobs))
+        self._under_way: dict[int, tuple[Ticket, Following]] = {}
+        self._waiting: int | None = None  # the job of which nothing was heard yet
+        self.problem: Problem | None = None
+        """Why there was no place for one of them."""
+
+    @property
+    def is_over(self) -> bool:
+        return not (self._under_way or self._later)
+
+    def advance(self) -> None:
+        """Submit the next one if it is time. One that finds no place waits for those of its own request."""
+        if not self._later or self._waiting is not None or len(self._under_way) >= self._desk.lanes:
+            return
+        n, job = self._later[0]
+        following = self._metrics.follow()
+        try:
+            ticket = self._desk.submit(job, self._hearing.ear(n))
+        except EdgeError as error:
+            if not (self._under_way and isinstance(error, Busy)):
+                self._metrics.failed(error)
+                self.problem = problem_of(error)
+                self.cancel()
+            return
+        self._later.popleft()
+        self._under_way[n] = (ticket, following)
+        self._waiting = n
+
+    def hear(self, heard: Heard, n: int) -> None:
+        _, following = self._under_way[n]
+        following.hear(heard)
+        if self._waiting == n:
+            self._waiting = None
+        if isinstance(heard, Over):
+            del self._under_way[n]
+
+    def cancel_one(self, n: int) -> None:
+        if n in self._under_way:
+            self._under_way[n][0].cancel()
+
+    def cancel(self) -> None:
+        self._later.clear()
+        for ticket, _ in self._under_way.values():
+            ticket.cancel()
 
 
 class Hearing:

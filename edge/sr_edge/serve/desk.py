@@ -83,6 +83,8 @@ class Desk:
         self.price = session.outside.price if session.outside else None
         self.opening = local.render([Message("user", "1")]).opening
         """What the chat template begins an answer with."""
+        self.lanes = settings.answers
+        """So many answers are written at once."""
         self.vocabulary_size = local.vocabulary_size
         self._session = session
         self._settings = settings

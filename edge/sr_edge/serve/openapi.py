@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, get_args
 
 from sr_edge import __version__
 from sr_edge.events import End, Trigger
-from sr_edge.serve.requests import CHAT, COMPLETION, Schema
+from sr_edge.serve.requests import CHAT, COMPLETION, MAX_SEED, Schema
 
 Document: TypeAlias = dict[str, Any]
 
@@ -178,7 +178,11 @@ def _requests(model_ids: Sequence[str], vocabulary_size: int | None) -> Document
             "then": {"properties": {"prompt": {"anyOf": [text, texts]}}},
         }
     ]
-    for schema in (chat, completion):
+    for schema, of_what in ((chat, ""), (completion, " of each prompt, side by side")):
+        schema["properties"]["n"]["description"] = f"choices{of_what}"
+        schema["properties"]["seed"]["description"] = (
+            f"of the first choice; that of choice k is (seed + k) mod {MAX_SEED + 1}"
+        )
         schema["properties"]["model"] = {
             "enum": [*model_ids, None],
             "description": "the first is meant where none is named; `:local` never asks the large model, "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from sr_edge.errors import ContextFullError, EdgeError, ModelError, UsageError
@@ -424,7 +424,7 @@ class _Usage:
     seconds: float
 
     def together(self, other: _Usage) -> _Usage:
-        """Of two choices that were written beside each other."""
+        """Of two choices of one reply."""
         costs = [cost for cost in (self.cost, other.cost) if cost is not None]
         return _Usage(
             self.prompt_tokens + other.prompt_tokens,
@@ -547,10 +547,14 @@ class _Reply:
         return self._shell(self._object, choices) | {"usage": self._usage()}
 
     def _usage(self) -> Json:
-        first, *others = (choice.usage for choice in self._choices)
-        for other in others:
-            first = first.together(other)
-        return first.as_object()
+        """A prompt counts once, as its first choice found it, however many choices it has."""
+        total = self._choices[0].usage
+        for n, choice in enumerate(self._choices[1:], 1):
+            usage = choice.usage
+            if n % self._wanted.n:
+                usage = replace(usage, prompt_tokens=0, cached_tokens=0)
+            total = total.together(usage)
+        return total.as_object()
 
     def _shell(self, kind: str, choices: list[Json]) -> Json:
         return {
@@ -589,6 +593,8 @@ class _Reply:
 
 
 class ChatReply(_Reply):
+    """`n` choices: push what is heard of a job with its number."""
+
     _object = "chat.completion"
     _chunk_object = "chat.completion.chunk"
 
@@ -596,8 +602,10 @@ class ChatReply(_Reply):
         """Args:
         created: seconds since 1970.
         """
-        choice = _Choice(request.wanted, continues=request.continues, splits=True)
-        super().__init__(request.wanted, [choice], id=id, created=created)
+        choices = [
+            _Choice(request.wanted, continues=request.continues, splits=True) for _ in range(request.wanted.n)
+        ]
+        super().__init__(request.wanted, choices, id=id, created=created)
 
     def _opening(self, choice: int) -> Json:
         delta = {"role": "assistant", "content": ""}
@@ -629,7 +637,7 @@ class ChatReply(_Reply):
 
 
 class CompletionReply(_Reply):
-    """One choice for each prompt: push what is heard of its job with its number."""
+    """`n` choices for each prompt, those of the first prompt first."""
 
     _object = _chunk_object = "text_completion"
 
@@ -637,11 +645,10 @@ class CompletionReply(_Reply):
         """Args:
         created: seconds since 1970.
         """
-        choices = [_Choice(request.wanted, continues="", splits=False) for _ in request.prompts]
+        prompts = [prompt for prompt in request.prompts for _ in range(request.wanted.n)]
+        choices = [_Choice(request.wanted, continues="", splits=False) for _ in prompts]
         super().__init__(request.wanted, choices, id=id, created=created)
-        self._echoed = [
-            prompt if request.echo and isinstance(prompt, str) else "" for prompt in request.prompts
-        ]
+        self._echoed = [prompt if request.echo and isinstance(prompt, str) else "" for prompt in prompts]
         self._chars = [len(text) for text in self._echoed]  # of each choice, so far
 
     def _opening(self, choice: int) -> Json:

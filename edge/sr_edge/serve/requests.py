@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
 from sr_edge.errors import EdgeError
@@ -23,6 +23,8 @@ from sr_edge.serve.jobs import Job
 
 MAX_MESSAGES = 1000
 MAX_PROMPTS = 16
+MAX_CHOICES = 16
+"""Of one prompt."""
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_TOKENS = 1_000_000
@@ -74,7 +76,10 @@ class Wanted:
 
     model: str
     policy: Policy
+    n: int
+    """Choices for each prompt."""
     sampling: SamplerSettings
+    """Of the first choice; see `samplings`."""
     max_tokens: int
     stops: tuple[str, ...]
     """Texts that end the answer and are no part of it; none is empty."""
@@ -86,6 +91,13 @@ class Wanted:
     """Whether our own events come along."""
     user: str | None
 
+    def samplings(self) -> tuple[SamplerSettings, ...]:
+        """One for each choice of a prompt. The same seed would give the same answer `n` times."""
+        first, seed = self.sampling, self.sampling.seed
+        if seed is None:
+            return (first,) * self.n
+        return tuple(replace(first, seed=(seed + k) % (MAX_SEED + 1)) for k in range(self.n))
+
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
@@ -94,21 +106,26 @@ class ChatRequest:
     continues: str
     """See `Job.continues`."""
 
-    def job(self, *, agent: str, seconds: float | None = None) -> Job:
-        """Args:
-        agent: who asks, where the request names no user.
-        seconds: see `Job`.
+    def jobs(self, *, agent: str, seconds: float | None = None) -> tuple[Job, ...]:
+        """One for each choice.
+
+        Args:
+            agent: who asks, where the request names no user.
+            seconds: see `Job`.
         """
         wanted = self.wanted
-        return Job(
-            messages=self.messages,
-            prompt=None,
-            continues=self.continues,
-            sampling=wanted.sampling,
-            max_tokens=wanted.max_tokens,
-            policy=wanted.policy,
-            client=wanted.user or agent,
-            seconds=seconds,
+        return tuple(
+            Job(
+                messages=self.messages,
+                prompt=None,
+                continues=self.continues,
+                sampling=sampling,
+                max_tokens=wanted.max_tokens,
+                policy=wanted.policy,
+                client=wanted.user or agent,
+                seconds=seconds,
+            )
+            for sampling in wanted.samplings()
         )
 
 
@@ -116,25 +133,26 @@ class ChatRequest:
 class CompletionRequest:
     wanted: Wanted
     prompts: tuple[str | tuple[int, ...], ...]
-    """One choice each, in this order. None is empty."""
+    """`Wanted.n` choices each, in this order. None is empty."""
     echo: bool
     """Each choice's text begins with its prompt; then all of these are texts."""
 
     def jobs(self, *, agent: str, seconds: float | None = None) -> tuple[Job, ...]:
-        """One for each choice; arguments as in `ChatRequest.job`."""
+        """One for each choice, those of the first prompt first; arguments as in `ChatRequest.jobs`."""
         wanted = self.wanted
         return tuple(
             Job(
                 messages=(),
                 prompt=prompt,
                 continues="",
-                sampling=wanted.sampling,
+                sampling=sampling,
                 max_tokens=wanted.max_tokens,
                 policy=wanted.policy,
                 client=wanted.user or agent,
                 seconds=seconds,
             )
             for prompt in self.prompts
+            for sampling in wanted.samplings()
         )
 
 
@@ -207,6 +225,7 @@ def _wanted(asked: Mapping[str, Any], limits: RequestLimits, *, logprobs: bool) 
     return Wanted(
         model=model,
         policy=limits.models[model],
+        n=_or(asked.get("n"), 1),
         sampling=SamplerSettings(
             temperature=_or(asked.get("temperature"), defaults.temperature),
             top_p=_or(asked.get("top_p"), defaults.top_p),
@@ -679,6 +698,7 @@ def _rows() -> Iterator[tuple[str, Kind]]:
     yield "model", Text()
     yield "stream", Flag()
     yield "stream_options", Fields({"include_usage": Flag(), "include_obfuscation": OneOf((False,))})
+    yield "n", Integer(1, MAX_CHOICES)
     yield "max_tokens", Integer(1, MAX_TOKENS)
     yield "temperature", Number(0, 2)
     yield "top_p", Number(0, 1, is_open=True)
@@ -691,7 +711,6 @@ def _rows() -> Iterator[tuple[str, Kind]]:
     yield "frequency_penalty", OneOf((0,))
     yield "logit_bias", OneOf(({},))
     yield "min_p", OneOf((0,))
-    yield "n", OneOf((1,))
     yield "presence_penalty", OneOf((0,))
     yield "repetition_penalty", OneOf((1,))
 

@@ -270,6 +270,21 @@ def test_several_prompts_are_several_choices(client: Any, model: str) -> None:
     )
 
 
+def test_choices_of_one_prompt_are_those_of_their_seeds(client: Any, model: str) -> None:
+    options = {"model": f"{model}:local", "temperature": 1, "max_tokens": 12}
+    together = ask(client, n=3, seed=5, **options)
+    alone = [ask(client, seed=seed, **options) for seed in (5, 6, 7)]
+    assert [choice.index for choice in together.choices] == [0, 1, 2]
+    told = [text_of(choice.message) for choice in together.choices]
+    assert told == [text_of(reply.choices[0].message) for reply in alone]
+    assert together.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert together.usage.completion_tokens == sum(reply.usage.completion_tokens for reply in alone)
+    streamed: list[list[Any]] = [[], [], []]
+    for chunk in ask(client, n=3, seed=5, stream=True, **options):
+        streamed[chunk.choices[0].index].append(chunk)
+    assert [gathered(chunks) for chunks in streamed] == told
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
@@ -296,7 +311,7 @@ def test_what_does_not_exist_is_a_not_found_error(client: Any, model: str) -> No
 REFUSED: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 3},
     "max_tokens": {"max_tokens": 0},
-    "n": {"n": 2},
+    "n": {"n": 17},
     "seed": {"seed": -1},
     "top_logprobs": {"logprobs": True, "top_logprobs": 3},
     "tools": {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
