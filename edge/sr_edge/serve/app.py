@@ -20,6 +20,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sr_edge.errors import EdgeError
+from sr_edge.events import LocalToken, SpanDelta
 from sr_edge.serve.guard import Guard, JsonBody, Names, NeedsToken, Refused
 from sr_edge.serve.jobs import Busy, Heard, Job, Over, Ticket
 from sr_edge.serve.metrics import CONTENT_TYPE, Following, Metrics
@@ -53,6 +54,7 @@ _STREAM_HEADERS = [
 ]
 _MAX_AGENT_CHARS = 200
 _COMMENT = b": still here\n\n"
+_GATHER_SECONDS = 0.008
 
 
 class Desk(Protocol):
@@ -282,11 +284,12 @@ class Answers:
 
     async def _pass_on(self, order: Order, hearing: Hearing, line: Line, send: Send) -> None:
         reply = order.reply
-        has_begun = is_answered = is_over = False
+        has_begun = has_words = is_answered = is_over = False
         while not is_over:
             chunks: list[Json] = []
-            batch = await hearing.next()
+            batch = await hearing.next(gathers=has_words)
             for n, heard in batch:
+                has_words |= isinstance(heard, LocalToken | SpanDelta)
                 line.hear(heard, n)
                 chunks += reply.push(heard, n)
                 if reply.is_stopped(n):
@@ -381,6 +384,7 @@ class Hearing:
         self._quiet_seconds = quiet_seconds
         self._heard: deque[tuple[int, Heard]] = deque()
         self._come = asyncio.Event()
+        self._ended = asyncio.Event()  # one of the jobs has: what it said last does not wait
         self._is_woken = False
         self._is_nudged = False
         self._woke = loop.time()
@@ -393,18 +397,29 @@ class Hearing:
 
         def hear(heard: Heard) -> None:
             self._heard.append((choice, heard))
-            if not self._is_woken:
-                self._is_woken = True
-                with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                if isinstance(heard, Over):
+                    self._loop.call_soon_threadsafe(self._ended.set)
+                if not self._is_woken:
+                    self._is_woken = True
                     self._loop.call_soon_threadsafe(self._come.set)
 
         return hear
 
-    async def next(self) -> list[tuple[int, Heard]]:
-        """What has come, once there is something; nothing after a long silence, or if the client left."""
+    async def next(self, *, gathers: bool = False) -> list[tuple[int, Heard]]:
+        """What has come, once there is something; nothing after a long silence, or if the client left.
+
+        Args:
+            gathers: whether what comes within a few milliseconds of the last time waits for the rest of them,
+                so that a model of a thousand tokens a second is not woken for, and held up, at each.
+        """
         come: list[tuple[int, Heard]] = []
         while not (come or self._is_nudged):
             await self._come.wait()
+            early = self._woke + _GATHER_SECONDS - self._loop.time()
+            if gathers and early > 0 and not self.has_left:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), early)
             self._come.clear()
             self._is_woken = False  # before the look: what comes during it wakes again, maybe for nothing
             while self._heard:
