@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tests.train.launching import Blow, Stage, launch, steps, train
 
+
 @pytest.mark.parametrize(
     ("stage", "blows"),
     [
