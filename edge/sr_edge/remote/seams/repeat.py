@@ -310,11 +310,16 @@ _AFTER_WORD = re.compile(r"[^\W\d_]{2,}\s+\Z")
 
 def _is_maths(text: str) -> bool:
     """Figures with their units, single letters and operators only."""
+    if _LONG_WORD.search(text):  # as a rule, and soon found
+        return False
     letters = _LETTERS.findall(_UNIT.sub(" ", _COMMAND.sub(" ", text)))
     return not UNSPACED.search(text) and max(map(len, letters), default=0) <= 1
 
 
 _UNIT = re.compile(r"(?<=\d) ?[^\W\d_]{2}(?![^\W_])")
+
+_LONG_WORD = re.compile(r"(?<![^\W\d_])(?<!\\)[^\W\d_]{3}")
+"""Longer than a unit, and no command."""
 
 MIN_BROKEN_OFF = 4
 """Letters. Fewer are a word, and the next may well begin with them too: "the theorem", "per person"."""
