@@ -294,8 +294,8 @@ def test_cost_is_linear_in_the_length_of_the_span():
         run(local, ScriptedRemote([Reply(("some words ",) * words)]), limits=ENDLESS)
         return local.tokenized, sum(local.calls)
 
-    tokenized, fed = work(200)
-    tokenized_more, fed_more = work(800)
+    tokenized, fed = work(100)
+    tokenized_more, fed_more = work(400)
     assert tokenized_more < 4.5 * tokenized
     assert fed_more < 4.5 * fed
 
