@@ -81,6 +81,15 @@ class SamplerSettings:
             raise UsageError(f"seed {self.seed}: it must be from 0 to {_NUM_SEEDS - 1}")
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation in the model's template, tokenised stretch by stretch. See `Prompt`."""
+
+    parts: tuple[Part, ...]
+    text: str
+    opening: str
+
+
 class LlamaLocal:
     """See `roles.LocalModel`. Use it from one thread at a time."""
 
@@ -193,13 +202,25 @@ class LlamaLocal:
         Raises:
             ModelError: the chat template is broken, or refuses these messages.
         """
-        return self._rendered(messages, self._ids)
+        return self.prompt_of(self.rendered(messages))
 
     def render_anew(self, messages: Sequence[Message]) -> Prompt:
         """The same, whatever the cache holds; from any thread."""
-        return self._rendered(messages, ())
+        return self._prompt(self.rendered(messages), ())
 
-    def _rendered(self, messages: Sequence[Message], cache: Sequence[int]) -> Prompt:
+    def prompt_of(self, rendered: Rendered) -> Prompt:
+        """The prompt, as this cursor's cache has it."""
+        return self._prompt(rendered, self._ids)
+
+    def _prompt(self, rendered: Rendered, cache: Sequence[int]) -> Prompt:
+        ids = as_written(rendered.parts, cache, self._model.vocabulary, self.markers)
+        return Prompt(tuple(ids), rendered.text, rendered.opening)
+
+    def rendered(self, messages: Sequence[Message]) -> Rendered:
+        """What `render` needs no cache for: the same for all cursors of the model.
+
+        Raises: ModelError: see `render`.
+        """
         vocabulary = self._model.vocabulary
         bos, eos = self._model.id_under("bos_token_id"), self._model.id_under("eos_token_id")
         try:
@@ -219,8 +240,7 @@ class LlamaLocal:
         ]
         if vocabulary.adds_bos and bos is not None and [id for part in parts for id in part.ids][:1] != [bos]:
             parts.insert(0, Part("template", [bos]))
-        ids = as_written(parts, cache, vocabulary, self.markers)
-        return Prompt(tuple(ids), rendering.text, rendering.opening)
+        return Rendered(tuple(parts), rendering.text, rendering.opening)
 
     def raw_prompt(self, text: str) -> Prompt:
         """A text to go on with, without a template; the control tokens in it are meant."""

@@ -35,6 +35,7 @@ from sr_edge.errors import ModelError
 from sr_edge.roles import Message
 
 _THINK_TAGS = re.compile(r"(</?think>)")
+_DIGITS = 6  # of a placeholder's number
 _OPEN_THINKING = re.compile(r"<think>\s*\Z")
 
 
@@ -102,11 +103,11 @@ class _Hidden:
             return text
         self._contents.append(Piece(content, message.role))
         before, after = text[: -len(text.lstrip())], text[len(text.rstrip()) :]
-        return f"{before}{self._nonce}{len(self._contents) - 1:06d}{after}"
+        return f"{before}{self._nonce}{len(self._contents) - 1:0{_DIGITS}d}{after}"
 
     def restore(self, text: str) -> list[Piece]:
-        parts = re.split(self._nonce + r"(\d{6})", text)
-        found = [int(number) for number in parts[1::2]]
+        first, *rest = text.split(self._nonce)  # a pattern with the nonce in it would be compiled each time
+        found = [int(part[:_DIGITS]) for part in rest]
         times = Counter(found)
         for i, content in enumerate(self._contents):
             if times[i] > 1:
@@ -114,9 +115,9 @@ class _Hidden:
             if times[i] == 0 and content.author != "assistant":
                 what = "question" if content.author == "user" else "system message"
                 raise ModelError(f"its chat template leaves out the {what}: use another GGUF of the model")
-        pieces = [Piece(parts[0], "template")]
-        for number, scaffold in zip(found, parts[2::2], strict=True):
-            pieces += [self._contents[number], Piece(scaffold, "template")]
+        pieces = [Piece(first, "template")]
+        for number, part in zip(found, rest, strict=True):
+            pieces += [self._contents[number], Piece(part[_DIGITS:], "template")]
         return [piece for piece in pieces if piece.text]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sr_edge.local import LlamaLocal
 from sr_edge.reading import common_length
-from sr_edge.roles import Message, Prompt
+from sr_edge.roles import Message
 
 _SAME = 0.5
 """Of what a cursor holds: with so much in common, a conversation goes on, is edited, or asked again."""
@@ -39,7 +39,13 @@ class Pool:
         Raises:
             ModelError: see `LlamaLocal.render`.
         """
-        return self._take([self._common(cursor, cursor.render(messages)) for cursor in self._cursors])
+        rendered = self._cursors[0].rendered(messages)
+        return self._take(
+            [
+                common_length(cursor.ids, cursor.prompt_of(rendered).ids) if cursor.ids else 0
+                for cursor in self._cursors
+            ]
+        )
 
     def take_for(self, ids: Sequence[int]) -> LlamaLocal:
         """The cursor for this text."""
@@ -68,6 +74,3 @@ class Pool:
             cursor.rewind(0)
             cursor.borrow(lender, in_common[id(lender)])
         return cursor
-
-    def _common(self, cursor: LlamaLocal, prompt: Prompt) -> int:
-        return common_length(cursor.ids, prompt.ids)
