@@ -10,6 +10,9 @@ REQUIREMENTS := pyproject.toml constraints.txt
 DEMO_PROBLEM ?= Ida fills 28 bags with 4 coins each. Tom gives her 93 more. Ida loses 67 of them. How many coins does Ida have now?
 export DEMO_PROBLEM
 
+# The tests of a file stay in one process: they share models that take a while to open.
+TEST_PROCESSES ?= --numprocesses 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all dev lint types imports picture pictures clean
 
@@ -22,11 +25,11 @@ demo: $(VENV)/.installed  ## install, then ask the built-in pair of models one p
 
 test: $(VENV)/.installed-test  ## install what the tests need, then run them all (but for the slow ones)
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 test-all: $(VENV)/.installed-judges  ## run the slow tests too
 	@echo "==> running the tests, the slow ones too"
-	@$(BIN)/python -m pytest -m "not network"
+	@$(BIN)/python -m pytest $(TEST_PROCESSES) -m "not network"
 
 dev: $(VENV)/.installed-dev  ## install what a developer needs
 	@echo "==> $(VENV) holds what tests and checks need"

@@ -18,7 +18,8 @@ F01 to F78 name the kinds of faults; `harness` holds what the tables share.
     test_interrupt    F62       Ctrl-C in each phase
     test_outside_judge          llmock's opinion
 
-No test sleeps for more than 0.3 s. At the end of a run the tally is printed: cases, false completes, times.
+No test sleeps for more than 0.3 s. At the end of a run in one process (`pytest tests/faults`) the tally is
+printed: cases, false completes, times.
 """
 
 from tests.faults.harness import TALLY
