@@ -83,6 +83,7 @@ class ScriptedDesk:
         try:
             if self._error is not None:
                 hear(Failed(self._error))
+                self._gate()
                 return
             decoder = SplitDecoder(
                 Gated(self._segments, self._words, self._gate, ticket),
@@ -91,7 +92,8 @@ class ScriptedDesk:
                 limits=replace(Limits(), max_tokens=job.max_tokens),
             )
             messages = job.messages or [Message("user", str(job.prompt))]
-            for event in decoder.generate(messages, cancelled=ticket.is_cancelled.is_set):
+            past = [LocalToken(id=byte, text=chr(byte), logprob=0.0) for byte in job.continues.encode()]
+            for event in decoder.generate(messages, past=past, cancelled=ticket.is_cancelled.is_set):
                 hear(event)
                 ticket.tokens += isinstance(event, LocalToken)
         finally:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import fields
+
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serve.scripted_desk import ENDLESS, ScriptedDesk, slowly
-from tests.serve.serving import chat, connect, exchange, request, serving, until
+from tests.serve.scripted_desk import ENDLESS, Figures, ScriptedDesk, slowly
+from tests.serve.serving import chat, connect, exchange, read, request, serving, until
 
 from sr_edge.errors import GenerationError
+from sr_edge.events import LocalToken
+from sr_edge.serve.desk import DeskFigures
+from sr_edge.serve.metrics import NOW, Following, Metrics
 
 
 def figures(served) -> dict[tuple[str, ...], float]:
@@ -57,6 +63,43 @@ def test_what_runs_is_seen_while_it_does_and_counted_when_its_client_leaves():
     assert found["sr_edge_running",] == 0
     assert found["sr_edge_hang_ups_total",] == 1
     assert found["sr_edge_tokens_total", "local"] >= desk.tickets[0].tokens - 1
+
+
+def test_whoever_was_told_of_a_problem_has_not_hung_up():
+    told = threading.Event()
+    desk = ScriptedDesk(error=GenerationError("no"), gate=lambda: told.wait(10))
+    with serving(desk) as served, connect(served.port) as wire:
+        wire.sendall(chat(served.port))
+        assert read(wire).status == 500
+        wire.sendall(request(served.port, "/health"))  # by now the server knows that the first one is over
+        assert read(wire).status == 200
+        told.set()
+        until(lambda: desk.running == [])
+        assert figures(served)["sr_edge_hang_ups_total",] == 0
+
+
+def test_what_an_answer_goes_on_from_counts_as_prompt():
+    body = {"continue_final_message": True, "max_tokens": 8}
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "So it began:"}]
+    with serving(ScriptedDesk()) as served:
+        got = exchange(served.port, chat(served.port, messages=said, **body))
+        found = figures(served)
+    usage = got.json["usage"]
+    assert usage["prompt_tokens"] == found["sr_edge_prompt_tokens_total",] == 5 + len("So it began:")
+    assert usage["sr_edge"]["local_tokens"] == found["sr_edge_tokens_total", "local"]
+
+
+def test_the_first_text_is_one_that_was_written():
+    given = Following(metrics := Metrics(lambda: Figures(0, 0)), "Once.", clock=iter([0.0, 5.0]).__next__)
+    for letter in "Once.":
+        given.hear(LocalToken(id=1, text=letter, logprob=0.0, at=0.0))
+    given.hear(LocalToken(id=1, text="Then", logprob=0.0, at=5.0))
+    assert b"sr_edge_first_token_seconds_sum 5.0" in metrics.text()
+    assert b"sr_edge_token_interval_seconds_count 0.0" in metrics.text()
+
+
+def test_each_of_the_desks_figures_is_explained():
+    assert NOW.keys() == {field.name for field in fields(DeskFigures)}
 
 
 def test_failures_are_counted_by_their_kind():

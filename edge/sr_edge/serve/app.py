@@ -265,7 +265,7 @@ class Answers:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            if not line.is_over:
+            if hearing.is_wanted and not line.is_over:
                 self._metrics.hung_up()
             hearing.leave()
             line.cancel()
@@ -284,7 +284,7 @@ class Answers:
 
     async def _pass_on(self, order: Order, hearing: Hearing, line: Line, send: Send) -> None:
         reply = order.reply
-        has_begun = has_words = is_answered = is_over = False
+        has_begun = has_words = is_over = False
         while not is_over:
             chunks: list[Json] = []
             batch = await hearing.next(gathers=has_words)
@@ -299,10 +299,10 @@ class Answers:
             line.advance()
             is_over = line.is_over
             problem = reply.problem or line.problem
-            if is_answered or hearing.has_left:
+            if not hearing.is_wanted:
                 continue  # it is heard to its end all the same, and counted
             if problem is not None:
-                is_answered = True
+                hearing.is_wanted = False
                 if has_begun:
                     await _send_body(send, b"".join(map(sse, [*chunks, problem.body])))
                 else:
@@ -345,7 +345,7 @@ class Line:
         if not self._later or self._waiting is not None or len(self._under_way) >= self._desk.lanes:
             return
         n, job = self._later[0]
-        following = self._metrics.follow()
+        following = self._metrics.follow(job.continues)
         try:
             ticket = self._desk.submit(job, self._hearing.ear(n))
         except EdgeError as error:
@@ -389,8 +389,8 @@ class Hearing:
         self._is_nudged = False
         self._woke = loop.time()
         self._timer = loop.call_later(quiet_seconds, self._look)
-        self.has_left = False
-        """The client has."""
+        self.is_wanted = True
+        """The client is there, and was told of no problem yet."""
 
     def ear(self, choice: int) -> Callable[[Heard], None]:
         """For one of the jobs; to be called on any thread."""
@@ -417,7 +417,7 @@ class Hearing:
         while not (come or self._is_nudged):
             await self._come.wait()
             early = self._woke + _GATHER_SECONDS - self._loop.time()
-            if gathers and early > 0 and not self.has_left:
+            if gathers and early > 0 and self.is_wanted:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), early)
             self._come.clear()
@@ -429,7 +429,7 @@ class Hearing:
         return come
 
     def leave(self) -> None:
-        self.has_left = True
+        self.is_wanted = False
         self._nudge()
 
     def close(self) -> None:

@@ -25,6 +25,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
+NOW = {
+    "waiting": "Answers that wait for their turn, now.",
+    "running": "Answers that are being written, now.",
+    "cursors": "Conversations that the small model can keep in its cache.",
+    "cursors_taken": "Those of them whose answer is being written, now.",
+    "cached_tokens": "Tokens that the small model keeps in its cache, of all conversations, now.",
+}
+"""What the desk's figures are, by their names."""
+
 
 class Metrics:
     def __init__(self, figures: Callable[[], DeskFigures]) -> None:
@@ -49,10 +58,12 @@ class Metrics:
         self._cost = counter("cost_dollars", "Spent on spans, where the price is known.")
         self._errors = counter("errors", "Answers and requests that failed, by the kind of error.", "kind")
         self._hang_ups = counter("hang_ups", "Clients that left before their answer was whole.")
-        self._waiting = histogram("queue", "From a request to its turn.")
-        self._first = histogram("first_token", "From a request to the first text of its answer.")
-        self._whole = histogram("request", "From a request to the end of its answer.")
-        self._step = histogram("token_interval", "Between two tokens of the small model.", _STEP_SECONDS)
+        self._waiting = histogram("queue", "Seconds from a request to its turn.")
+        self._first = histogram("first_token", "Seconds from a request to the first text of its answer.")
+        self._whole = histogram("request", "Seconds from a request to the end of its answer.")
+        self._step = histogram(
+            "token_interval", "Seconds between two tokens of the small model.", _STEP_SECONDS
+        )
         for origin in ("local", "remote"):
             self._tokens.labels(origin)  # so that each is there from the start
 
@@ -68,9 +79,13 @@ class Metrics:
     def hung_up(self) -> None:
         self._hang_ups.inc()
 
-    def follow(self, clock: Callable[[], float] = time.monotonic) -> Following:
-        """From when a job is submitted on."""
-        return Following(self, clock)
+    def follow(self, continues: str = "") -> Following:
+        """From when a job is submitted on.
+
+        Args:
+            continues: see `Job`. It counts as prompt.
+        """
+        return Following(self, continues)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -79,9 +94,11 @@ class Metrics:
 class Following:
     """Counts one answer as it is heard."""
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(self, metrics: Metrics, continues: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._metrics = metrics
         self._clock = clock
+        self._given_chars = len(continues)  # which are heard again before anything is written
+        self._given_tokens = 0
         self._began = clock()
         self._has_text = False
         self._last: float | None = None  # when the small model's last token came, in the answer's own time
@@ -89,6 +106,9 @@ class Following:
     def hear(self, heard: Heard) -> None:
         metrics = self._metrics
         match heard:
+            case LocalToken() if self._given_chars > 0:
+                self._given_chars -= len(heard.text)
+                self._given_tokens += 1
             case LocalToken():
                 if self._last is not None and heard.at > self._last:
                     metrics._step.observe(heard.at - self._last)
@@ -107,7 +127,8 @@ class Following:
                 metrics._prompt_tokens.inc(len(heard.prompt_ids))
                 metrics._reused_tokens.inc(heard.reused)
             case Finished():
-                metrics._tokens.labels("local").inc(heard.local_tokens)
+                metrics._prompt_tokens.inc(self._given_tokens)
+                metrics._tokens.labels("local").inc(max(0, heard.local_tokens - self._given_tokens))
                 metrics._tokens.labels("remote").inc(heard.remote_tokens)
             case Failed():
                 metrics.failed(heard.error)
@@ -128,6 +149,4 @@ class _Desk(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         figures = self._figures()
         for field in fields(figures):
-            yield GaugeMetricFamily(
-                f"sr_edge_{field.name}", f"{field.name.replace('_', ' ')}, now.", getattr(figures, field.name)
-            )
+            yield GaugeMetricFamily(f"sr_edge_{field.name}", NOW[field.name], getattr(figures, field.name))
