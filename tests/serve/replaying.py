@@ -32,7 +32,8 @@ DRIFT = 1.0
 
 The same ids in other batches are summed in another order, which tips the rounding of some quantised
 activation: the built-in model's log-probabilities then differ by up to 0.1 where it is unsure, and by 3e-5
-in the mean (0.007 in a short answer). After one digit of the question was another they differ by 8 somewhere, and by 0.05 in the mean.
+in the mean (0.007 in a short answer). After one digit of the question was another they differ by 8
+somewhere, and by 0.05 in the mean.
 """
 MEAN_DRIFT = 0.02
 
