@@ -294,6 +294,33 @@ def test_the_queue_is_bounded_and_fair(open_desk: Callable[..., Desk]) -> None:
     assert order == ["greedy 1", "modest", "greedy 2", "greedy 3"] or order[:2] == ["modest", "greedy 1"]
 
 
+def test_nobody_is_refused_while_a_lane_is_free(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(2, waiting=1)
+    for _ in range(20):
+        listeners = [Listener() for _ in range(3)]  # one for each lane, and one that waits
+        for n, listener in enumerate(listeners):
+            desk.submit(job_of("x", client=f"{n}", tokens=2), listener)
+        for listener in listeners:
+            assert listener.wait().error is None
+        while desk.figures().running:
+            time.sleep(0.001)
+
+
+def test_whoever_leaves_the_queue_is_forgotten(open_desk: Callable[..., Desk]) -> None:
+    desk = open_desk(waiting=1)
+    begun = threading.Event()
+    running = Listener(lambda heard: begun.set())
+    busy = desk.submit(job_of("a"), running)
+    assert begun.wait(30)
+    for n in range(100):
+        listener = Listener()
+        desk.submit(job_of("b", client=f"name {n}"), listener).cancel()
+        listener.wait()
+    assert not desk._queues
+    busy.cancel()
+    running.wait()
+
+
 def test_nobody_waits_or_is_answered_for_ever(open_desk: Callable[..., Desk]) -> None:
     desk = open_desk(wait=0.2, seconds=1.0)
     running, waiting = Listener(lambda heard: time.sleep(0.01)), Listener()

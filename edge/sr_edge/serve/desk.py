@@ -128,7 +128,8 @@ class Desk:
         with self._changed:
             if self._is_closing:
                 raise Busy("the server is ending", retry_after=_LONGEST_RETRY)
-            if self._count() >= self._max_waiting and (ousted := self._oust(job.client)) is None:
+            idle = self.lanes - len(self._running)  # those that they will take do not wait
+            if self._count() >= self._max_waiting + idle and (ousted := self._oust(job.client)) is None:
                 raise Busy(
                     f"{self._count()} answers wait already: try again in a while, or start the server with a "
                     "longer --queue",
@@ -185,10 +186,8 @@ class Desk:
         """The next one of the client who has waited longest for a lane; None when all is over."""
         with self._changed:
             while not self._is_closing:
-                for client in list(self._queues):
-                    queue = self._queues.pop(client)
-                    if not queue:
-                        continue
+                if self._queues:
+                    client, queue = self._queues.popitem(last=False)
                     ticket = queue.popleft()
                     if queue:
                         self._queues[client] = queue  # to the end
@@ -204,6 +203,8 @@ class Desk:
             if ticket not in queue:
                 return False
             queue.remove(ticket)
+            if not queue:  # clients choose their names: none is remembered
+                del self._queues[ticket.job.client]
             return True
 
     def interrupt(self, player: Player) -> None:
