@@ -27,6 +27,7 @@ from sr_edge.serve.jobs import Busy, Failed, Heard, Job, Over, Ticket
 from sr_edge.session import Session, SessionSettings
 from sr_edge.suites import demo
 from sr_edge.transcript import Transcript, fold
+from sr_edge.vocabulary import Vocabulary
 
 GREEDY = SamplerSettings(temperature=0.0)
 PROBLEMS = demo.problems(seed=11, n=12)
@@ -255,6 +256,40 @@ def test_a_long_prompt_is_not_read_to_its_end_for_nobody(open_desk: Callable[...
         listener.wait()
     assert listener.error is None
     assert listener.num_tokens == 0
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_others_write_on_while_a_long_prompt_is_tokenised(
+    is_raw: bool, open_desk: Callable[..., Desk]
+) -> None:
+    desk = open_desk(2)
+    going_on, went_on = threading.Event(), threading.Event()
+    tokenize = Vocabulary._tokenize
+
+    def act(heard: Heard) -> None:
+        if going_on.is_set() and isinstance(heard, LocalToken):
+            went_on.set()
+
+    def slow_tokenize(self: Vocabulary, text: str, *, special: bool) -> list[int]:
+        if len(text) > 2000 and not going_on.is_set():
+            going_on.set()
+            assert went_on.wait(10), "nobody wrote meanwhile"
+        return tokenize(self, text, special=special)
+
+    writing, listener = Listener(act), Listener()
+    asked = job_of("the " * 800, tokens=3)
+    if is_raw:
+        asked = replace(asked, messages=(), prompt="the " * 800)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Vocabulary, "_tokenize", slow_tokenize)
+        ticket = desk.submit(job_of("a", tokens=100_000), writing)
+        desk.submit(asked, listener)
+        listener.wait()
+    ticket.cancel()
+    writing.wait()
+    assert going_on.is_set()
+    assert listener.error is None
+    assert listener.num_tokens == 3
 
 
 def test_who_waits_and_leaves_never_runs(open_desk: Callable[..., Desk]) -> None:

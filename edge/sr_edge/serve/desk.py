@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
@@ -262,12 +262,13 @@ class Desk:
 
     def _events(self, ticket: _Ticket, writer: Writer | None) -> Iterator[Event]:
         job, player = ticket.job, ticket.player
+        take, raw = self._placing(job)  # before the turn: to tokenise a long text takes seconds
         with ExitStack() as owned:
             with self._turns.turn(player):
-                cursor, render = self._place(job)
+                cursor = take()
                 owned.callback(self._give, player, cursor)
                 cursor.choose(job.sampling)
-            local = TurnedLocal(cursor, self._turns, player, render)
+            local = TurnedLocal(cursor, self._turns, player, None if raw is None else lambda messages: raw)
             big: RemoteModel | None = None
             if writer is not None and self._gguf is not None:
                 sampling = self._writers_sampling(job)
@@ -281,24 +282,22 @@ class Desk:
                 policy=job.policy if job.policy != "auto" else self._settings.policy,
                 max_tokens=job.max_tokens + len(past),
             )
-            session = self._session.beside(local, big, settings, is_raw=job.prompt is not None)
-            messages = job.messages or (Message("user", self._text_of(job)),)
+            session = self._session.beside(local, big, settings, is_raw=raw is not None)
+            messages = job.messages if raw is None else (Message("user", raw.text),)
             yield from session.answer(messages, past=past, cancelled=lambda: ticket.is_cancelled)
 
-    def _place(self, job: Job) -> tuple[LlamaLocal, Callable[[Sequence[Message]], Prompt] | None]:
+    def _placing(self, job: Job) -> tuple[Callable[[], LlamaLocal], Prompt | None]:
+        """What finds its cursor, and the prompt where no template makes it."""
         if job.prompt is None:
-            return self._pool.take(self._session.told(job.messages)), None
-        if isinstance(job.prompt, str):
-            prompt = self._root.raw_prompt(job.prompt)
-        else:
-            prompt = Prompt(job.prompt, self._text_of(job), "")
-        return self._pool.take_for(prompt.ids), lambda messages: prompt
+            rendered = self._root.rendered(self._session.told(job.messages))
+            return lambda: self._pool.take(rendered), None
+        raw = self._raw_prompt(job.prompt)
+        return lambda: self._pool.take_for(raw.ids), raw
 
-    def _text_of(self, job: Job) -> str:
-        assert job.prompt is not None
-        if isinstance(job.prompt, str):
-            return job.prompt
-        return b"".join(map(self._root.piece, job.prompt)).decode("utf-8", "replace")
+    def _raw_prompt(self, prompt: str | tuple[int, ...]) -> Prompt:
+        if isinstance(prompt, str):
+            return self._root.raw_prompt(prompt)
+        return Prompt(prompt, b"".join(map(self._root.piece, prompt)).decode("utf-8", "replace"), "")
 
     def _give(self, player: Player, cursor: LlamaLocal) -> None:
         with self._turns.turn(player):

@@ -6,9 +6,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sr_edge.local import LlamaLocal
+from sr_edge.local import LlamaLocal, Rendered
 from sr_edge.reading import common_length
-from sr_edge.roles import Message
 
 _SAME = 0.5
 """Of what a cursor holds: with so much in common, a conversation goes on, is edited, or asked again."""
@@ -33,13 +32,9 @@ class Pool:
         for cursor in cursors:
             cursor.park()
 
-    def take(self, messages: Sequence[Message]) -> LlamaLocal:
-        """The cursor for this conversation. There is one: no more answers are written at once than there are.
-
-        Raises:
-            ModelError: see `LlamaLocal.render`.
-        """
-        rendered = self._cursors[0].rendered(messages)
+    def take(self, rendered: Rendered) -> LlamaLocal:
+        """The cursor for this conversation. There is one: no more answers are written at once than there
+        are."""
         return self._take(
             [
                 common_length(cursor.ids, cursor.prompt_of(rendered).ids) if cursor.ids else 0
