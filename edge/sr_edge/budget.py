@@ -305,7 +305,8 @@ class Ledger:
         Args:
             remote: None for all of them.
         """
-        totals = self._known()
+        with self._lock:  # else what is just being saved counts twice, or not at all
+            totals = self._known()
         of_day = totals.get(self._day(totals), {})
         entries = [entry for name, entry in of_day.items() if remote in (None, name)]
         return Spent(sum(nano for nano, _ in entries) / _NANO, sum(tokens for _, tokens in entries))

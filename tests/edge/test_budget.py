@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import stat
+import threading
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -385,6 +386,26 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     assert ledger(tmp_path).spent() == Spent(80.0, 2400)
     assert ledger(tmp_path).spent("remote 1") == Spent(40.0, 1200)
+
+
+def test_what_one_thread_adds_another_reads_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "spent.json")
+    begun = done = 0
+
+    def add() -> None:
+        nonlocal begun, done
+        for _ in range(100):
+            begun += 1
+            ledger.add("r", 0.0, 1)
+            done += 1
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    while adding.is_alive():
+        least, found, most = done, ledger.spent().tokens, begun
+        assert least <= found <= most
+    adding.join()
+    assert ledger.spent().tokens == 100
 
 
 @pytest.mark.parametrize(
