@@ -151,6 +151,7 @@ class Library:
     scenes: dict[str, Scene]
     name: str = "Scripted Small"
     big: str | None = "scripted remote"
+    lanes: int = 2
     jobs: list[Job] = field(default_factory=list)
     desks: list[ScriptedDesk] = field(default_factory=list)
     busy: list[Busy] = field(default_factory=list)
@@ -787,6 +788,18 @@ def test_markdown_and_formulas_are_drawn_and_model_text_is_never_html(visit: Vis
     assert badges == [f"◆{n}" for n in range(1, len(badges) + 1)], "each span is signed once, where it begins"
 
 
+def test_no_words_of_a_model_stop_the_page(visit: Visit, scenes: dict[str, Scene]) -> None:
+    """A small model goes round in circles, and a name of JavaScript's own is no command of LaTeX."""
+    deep = "> " * 1500 + "deep\n\n" + "- " * 400 + "down\n\n"
+    scenes["odd"] = Scene(deep + r"So $\constructor$ and $\begin{valueOf} x \end{valueOf}$ end it.")
+    answer = visit.finish("odd")
+    for text in (said(answer), said(visit.page.locator(".answer"))):
+        expect(text).to_contain_text("deep")
+        expect(text).to_contain_text("down")
+        expect(text.locator(".tex")).to_have_text(["$\\constructor$", r"$\begin{valueOf} x \end{valueOf}$"])
+        visit.page.reload()
+
+
 @pytest.mark.parametrize(
     "attack",
     [
@@ -818,6 +831,7 @@ def test_streamed_answer_looks_as_it_does_when_it_is_opened_again(
     answer = visit.page.locator(".answer")
     opened = said(answer).evaluate(STRUCTURE), answer.locator(".think .prose").evaluate(STRUCTURE)
     assert streamed == opened
+    assert all(streamed)
 
 
 def test_what_is_written_is_not_drawn_again(visit: Visit, scenes: dict[str, Scene]) -> None:
