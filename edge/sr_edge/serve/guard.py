@@ -28,7 +28,7 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
 )
-"""Of every response, whoever wrote it."""
+"""Of every response, whoever wrote it, unless it has a value of its own."""
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
