@@ -18,6 +18,7 @@ from sr_edge.roles import Outcome
 from sr_edge.session import Session
 from sr_edge.suites.demo import problems
 from sr_edge.testing import END, OPEN, Reply, ScriptedLocal, ScriptedRemote
+from sr_edge.testing.fault_endpoint import FaultEndpoint, failure
 
 ASKED = problems(seed=1, n=2)
 
@@ -218,12 +219,27 @@ def test_a_server_that_is_not_there_is_named() -> None:
 
 
 def test_through_a_server_of_its_own_the_figures_are_the_same() -> None:
+    """Whatever the user's settings say."""
     arms = ["--arm", "split", "--arm", "local", "--arm", "big"]
+    env = {"SR_EDGE_POLICY": "local", "SR_EDGE_SAMPLING__TEMPERATURE": "1.5"}
     straight, served = (
-        json.loads(run("--n", 2, *arms, *how, "--json").stdout) for how in ([], ["--through", "http"])
+        json.loads(command_line.call("eval", "--n", 2, *arms, *how, "--json", env=env).stdout)
+        for how in ([], ["--through", "http"])
     )
     assert served.pop("through") == "http"
     for figures in (*straight["arms"].values(), *served["arms"].values()):
         for timing in ("seconds", "decode_ms_median", "resume_ms_median"):
             del figures[timing]
     assert straight == served
+
+
+def test_an_endpoint_is_asked_as_warmly_through_a_server() -> None:
+    asked = []
+    for how in ([], ["--through", "http"]):
+        with FaultEndpoint(then=lambda request: failure(500)) as endpoint:
+            big = ["--big", endpoint.url, "--big-model", "m"]
+            done = command_line.call("eval", "--n", 1, "--seed", 7, "--arm", "split", *big, *how)
+            assert done.returncode == 0, done.stderr
+            asked.append(endpoint.posts[0].body)
+    assert asked[0] == asked[1]
+    assert (asked[1]["temperature"], asked[1]["seed"]) == (0.0, 7)

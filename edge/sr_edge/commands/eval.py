@@ -217,7 +217,7 @@ def _served(through: str, settings: SessionSettings, interrupt: Interrupt) -> It
         raise UsageError(f"--through {through}: it is {_SERVED}, or the URL of a running `sr-edge serve`")
     with ExitStack() as stack:
         if through == _SERVED:
-            started = serving(_options(settings), _environ(), check=lambda: interrupt.check(0.0))
+            started = serving(_options(settings), _environ(settings), check=lambda: interrupt.check(0.0))
             url, token = stack.enter_context(started).url, kept_token()
         else:
             url, token = through, find_token()
@@ -254,9 +254,16 @@ def _options(settings: SessionSettings) -> list[str]:
     return options
 
 
-def _environ() -> dict[str, str]:
-    """For a server that answers as this command does, which leaves these settings at their defaults."""
-    return {**os.environ, "SR_EDGE_OFFLOAD__MAX_SPAN_TOKENS": "512", "SR_EDGE_OFFLOAD__HEDGE": "false"}
+def _environ(settings: SessionSettings) -> dict[str, str]:
+    """For a server that answers as this command does, whatever the user's settings say."""
+    return {
+        **os.environ,
+        "SR_EDGE_POLICY": "auto",
+        "SR_EDGE_OFFLOAD__MAX_SPAN_TOKENS": str(settings.max_span_tokens),
+        "SR_EDGE_OFFLOAD__HEDGE": "false",
+        "SR_EDGE_SAMPLING__TEMPERATURE": str(settings.temperature),  # an endpoint's, too
+        "SR_EDGE_SAMPLING__SEED": str(settings.seed or 0),
+    }
 
 
 def _disclose(name: str | None, where: str) -> None:
