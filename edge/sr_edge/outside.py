@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sr_edge.budget import Account, Budget, Ledger, Meter, Price, Spent
 from sr_edge.files import cache_dir, state_dir
@@ -38,6 +38,17 @@ class Terms:
     dry_run: bool
 
 
+class Sampling(Protocol):
+    """What an endpoint is told of how to sample; see `local.SamplerSettings`."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def seed(self) -> int | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """Makes what each conversation has of its own."""
@@ -61,11 +72,20 @@ class Outside:
     rehearsal: Rehearsal | None
     _parts: _Parts = field(repr=False)
 
-    def anew(self) -> Outside:
+    def anew(self, sampling: Sampling | None = None) -> Outside:
         """The same for another conversation, which may go on beside this one: the same endpoint, breaker and
-        ledger, with a budget and placeholders of its own."""
+        ledger, with a budget and placeholders of its own.
+
+        Args:
+            sampling: None for what the user has set.
+        """
         redactor = self._parts.redactor()
-        model: RemoteModel = self.rehearsal or self.endpoint
+        endpoint = self.endpoint
+        if sampling is not None:
+            endpoint = endpoint.sampled(
+                temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed
+            )
+        model: RemoteModel = self.rehearsal or endpoint
         if redactor is not None:
             from sr_edge.redact import Redacting
 

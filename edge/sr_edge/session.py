@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sr_edge.budget import Budget
     from sr_edge.config import Config, RemoteConfig
     from sr_edge.local import LlamaLocal
-    from sr_edge.outside import Outside
+    from sr_edge.outside import Outside, Sampling
     from sr_edge.remote.local_gguf import LocalGGUF
     from sr_edge.states import Reopening
 
@@ -267,7 +267,13 @@ class Session:
             )
 
     def beside(
-        self, local: LocalModel, big: RemoteModel | None, settings: SessionSettings, *, is_raw: bool = False
+        self,
+        local: LocalModel,
+        big: RemoteModel | None,
+        settings: SessionSettings,
+        *,
+        is_raw: bool = False,
+        sampling: Sampling | None = None,
     ) -> Session:
         """Another conversation over the same models, which may go on at the same time. It owns none of them.
 
@@ -275,8 +281,9 @@ class Session:
             local: a cursor of the small model.
             big: a writer of the large one, where that is a GGUF; an endpoint is the same for all.
             is_raw: what is asked is no question: a text to go on with.
+            sampling: an endpoint's; None for what the user has set.
         """
-        outside = self.outside.anew() if self.outside else None
+        outside = self.outside.anew(sampling) if self.outside else None
         return Session(
             local,
             outside.model if outside else big,

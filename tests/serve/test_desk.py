@@ -26,6 +26,7 @@ from sr_edge.serve.desk import Desk, settings_for
 from sr_edge.serve.jobs import Busy, Failed, Heard, Job, Over, Ticket
 from sr_edge.session import Session, SessionSettings
 from sr_edge.suites import demo
+from sr_edge.testing.fault_endpoint import COMPLETIONS, DONE, FIN, FaultEndpoint, head
 from sr_edge.transcript import Transcript, fold
 from sr_edge.vocabulary import Vocabulary
 
@@ -450,6 +451,23 @@ def test_the_small_model_alone_and_the_large_one_alone(pair: Desk) -> None:
     assert not local.wait().transcript.spans
     assert remote.wait().finished.local_tokens == 0
     assert remote.finished.remote_tokens > 0
+
+
+def test_an_endpoint_that_writes_alone_samples_as_it_is_asked_to() -> None:
+    script = [head(), COMPLETIONS.text("4."), COMPLETIONS.finish(), DONE, FIN]
+    with FaultEndpoint(then=lambda request: script) as endpoint:
+        chosen = SessionSettings(
+            model=demo_paths().small, big=endpoint.url, big_model="m", temperature=0.9, seed=1
+        )
+        chosen = settings_for(chosen, 2)
+        with Session.open(chosen) as session, Desk(session, chosen) as desk:
+            for sampling in (GREEDY, SamplerSettings(temperature=0.3, top_p=0.5, seed=7)):
+                listener = Listener()
+                job = replace(job_of("What is 2 + 2?", sampling=sampling), policy="remote")
+                desk.submit(job, listener)
+                assert listener.wait().transcript.text == "4."
+        told = [[post.body.get(name) for name in ("temperature", "top_p", "seed")] for post in endpoint.posts]
+    assert told == [[0.0, 0.95, None], [0.3, 0.5, 7]]
 
 
 def test_a_question_that_the_pair_was_not_made_for_is_refused(pair: Desk) -> None:

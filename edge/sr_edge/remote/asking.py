@@ -60,6 +60,7 @@ class Asking:
         answer: str,
         max_tokens: int,
         *,
+        sampling: Mapping[str, float],
         jitter: Callable[[], float],
     ) -> None:
         self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
@@ -69,6 +70,7 @@ class Asking:
         self._answer = answer
         self._sent_answer = answer  # less its oldest part, where it was too long
         self._max_tokens = max_tokens
+        self._sampling = sampling
         self._jitter = jitter
         self._asked = server.clock()
         self._lock = threading.Lock()
@@ -187,7 +189,7 @@ class Asking:
             messages=self._messages,
             prompt=self._prompt,
             answer=self._sent_answer,
-            sampling=self._server.sampling,
+            sampling=self._sampling,
             max_tokens=self._max_tokens,
             model=self._server.model,
         )

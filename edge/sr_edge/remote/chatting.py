@@ -107,7 +107,6 @@ class ChatEndpoint:
             pinned=INSTRUCT,
             capabilities=None,
             learned=lambda capabilities: None,
-            sampling={},
             deadlines=Deadlines(connect=connect_timeout, total=timeout),
         )
         self._timeout = timeout

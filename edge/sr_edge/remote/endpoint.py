@@ -11,6 +11,7 @@ import queue
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -106,10 +107,10 @@ class Endpoint:
             pinned=None if api == "auto" else dialect_named(api),
             capabilities=capabilities,
             learned=learned,
-            sampling={"temperature": temperature, "top_p": top_p} | ({} if seed is None else {"seed": seed}),
             deadlines=deadlines,
             clock=clock,
         )
+        self._sampling = _sampling(temperature, top_p, seed)
 
     @property
     def name(self) -> str:
@@ -125,6 +126,12 @@ class Endpoint:
     def capabilities(self) -> Capabilities | None:
         """What is known of the server."""
         return self._server.capabilities
+
+    def sampled(self, *, temperature: float, top_p: float, seed: int | None) -> Endpoint:
+        """The same endpoint, asked to sample so. What was learned and the line are shared; close only one."""
+        other = copy(self)
+        other._sampling = _sampling(temperature, top_p, seed)
+        return other
 
     def stream(self, messages: Sequence[Message], answer: str, max_tokens: int) -> EndpointStream:
         asking = self._asking(messages, answer, max_tokens)
@@ -187,7 +194,19 @@ class Endpoint:
 
     def _asking(self, messages: Sequence[Message], answer: str, max_tokens: int) -> Asking:
         prompt = self._prompt(messages)
-        return Asking(self._server, tuple(messages), prompt, answer, max_tokens, jitter=self._jitter)
+        return Asking(
+            self._server,
+            tuple(messages),
+            prompt,
+            answer,
+            max_tokens,
+            sampling=self._sampling,
+            jitter=self._jitter,
+        )
+
+
+def _sampling(temperature: float, top_p: float, seed: int | None) -> dict[str, float]:
+    return {"temperature": temperature, "top_p": top_p} | ({} if seed is None else {"seed": seed})
 
 
 class EndpointStream:

@@ -88,7 +88,6 @@ class ServedClient:
             pinned=INSTRUCT,
             capabilities=None,
             learned=lambda capabilities: None,
-            sampling={},
             deadlines=Deadlines(),
         )
         self._seconds = seconds

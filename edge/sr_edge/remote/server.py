@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,6 @@ class Server:
         pinned: Dialect | None,
         capabilities: Capabilities | None,
         learned: Callable[[Capabilities], None],
-        sampling: Mapping[str, float],
         deadlines: Deadlines,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -41,7 +40,6 @@ class Server:
         learned: told of capabilities that were found out, on the thread that did.
         """
         self.site = site
-        self.sampling = sampling
         self.deadlines = deadlines
         self.clock = clock
         self.has_key = key is not None

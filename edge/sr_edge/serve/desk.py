@@ -282,7 +282,13 @@ class Desk:
                 policy=job.policy if job.policy != "auto" else self._settings.policy,
                 max_tokens=job.max_tokens + len(past),
             )
-            session = self._session.beside(local, big, settings, is_raw=raw is not None)
+            session = self._session.beside(
+                local,
+                big,
+                settings,
+                is_raw=raw is not None,
+                sampling=job.sampling if job.policy == "remote" else None,  # as a writer's
+            )
             messages = job.messages if raw is None else (Message("user", raw.text),)
             yield from session.answer(messages, past=past, cancelled=lambda: ticket.is_cancelled)
 
