@@ -484,3 +484,8 @@ def test_junk_is_read_or_refused_and_never_anything_else(body, has_messages, has
 def test_bytes_are_read_or_refused_and_never_anything_else(body):
     for parse in (parse_chat, parse_completion):
         refused_or_not(parse, body)
+
+
+def test_a_number_of_too_many_digits_is_refused_in_our_own_words():
+    with pytest.raises(BadRequest, match=r"a number in it has too many digits$"):
+        parse_chat(b'{"seed": ' + b"9" * 5000 + b"}", LIMITS)

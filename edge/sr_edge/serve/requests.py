@@ -285,8 +285,10 @@ def _load(body: bytes) -> object:
         )
     except RecursionError:
         _not_json("it is nested too deep")
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         _not_json(str(error)[:200])
+    except ValueError:  # Python reads no whole number of more than 4300
+        _not_json("a number in it has too many digits")
     _check_inside(value)
     return value
 
