@@ -76,7 +76,7 @@ async def running(app: EdgeApp, size: tuple[int, int] = (120, 40)) -> AsyncItera
 
 async def answered(app: EdgeApp, pilot: Pilot[Any]) -> None:
     """Wait until an answer is over and shown."""
-    await until(pilot, lambda: not app.chat.is_answering, tries=2000)
+    await until(pilot, lambda: not app.chat.is_answering)
     await pilot.pause()
 
 

@@ -1,5 +1,6 @@
 """Small things that tests of the screen share."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,13 +44,16 @@ def conversations(titles: Sequence[str], *, days_ago: Sequence[float] = ()) -> l
     ]
 
 
-async def until(pilot: Pilot[Any], holds: Callable[[], bool], tries: int = 200) -> None:
-    """Wait until something is so."""
-    for _ in range(tries):
-        if holds():
-            return
+async def until(pilot: Pilot[Any], holds: Callable[[], bool], patience: float = 20.0) -> None:
+    """Wait until something is so.
+
+    Args:
+        patience: seconds.
+    """
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to be so"
         await pilot.pause(0.01)
-    raise AssertionError("it did not come to be so")
 
 
 def shown(app: App[Any]) -> str:

@@ -94,7 +94,7 @@ class At:
         self.prompt.put(text)
         self.prompt.focus()
         await self.press("enter")
-        await until(self.pilot, lambda: len(self.app.chat.query(AnswerView)) > views, tries=500)
+        await until(self.pilot, lambda: len(self.app.chat.query(AnswerView)) > views)
         await self.over()
 
     async def over(self) -> None:
@@ -110,10 +110,10 @@ class At:
         await self.read()
 
     async def sees(self, words: str) -> None:
-        await until(self.pilot, lambda: words in shown(self.app), tries=500)
+        await until(self.pilot, lambda: words in shown(self.app))
 
     async def comes(self, holds: Callable[[], object]) -> None:
-        await until(self.pilot, lambda: bool(holds()), tries=500)
+        await until(self.pilot, lambda: bool(holds()))
 
 
 @asynccontextmanager

@@ -23,7 +23,6 @@ from sr_edge.tui.app import EdgeApp
 from sr_edge.tui.widgets.prompt import Prompt
 from sr_edge.tui.widgets.transcript import Talk
 
-TRIES = 300
 STILL = 3  # looks at a screen that does not change
 STORIES = Path(__file__).with_name("stories")
 QUESTION = "What are the last two digits of 7^2024?"
@@ -56,7 +55,7 @@ class Stage:
 
     async def sees(self, words: str) -> None:
         """Wait until it is on the screen."""
-        for _ in range(TRIES):
+        for _ in range(2000):
             if words in self.text:
                 return
             await self.pilot.pause(0.01)
@@ -71,11 +70,11 @@ class Stage:
         prompt = self.app.chat.query_one(Prompt)
         prompt.put(text)
         await self.pilot.press("enter")
-        await until(self.pilot, lambda: bool(self.app.chat.query("AnswerView")), tries=TRIES)
+        await until(self.pilot, lambda: bool(self.app.chat.query("AnswerView")))
 
     async def is_answered(self) -> None:
         await self.asks()
-        await until(self.pilot, lambda: not self.app.chat.is_answering, tries=TRIES)
+        await until(self.pilot, lambda: not self.app.chat.is_answering)
         await self.pilot.pause()
 
     async def in_talk(self, *keys: str) -> None:
@@ -136,7 +135,7 @@ async def asking(stage: Stage) -> None:
     await stage.asks()
     await stage.sees(" wants ")
     consent = stage.app.chat.query_one("#consent")
-    await until(stage.pilot, lambda: consent._settling is None, tries=TRIES)  # type: ignore[attr-defined]
+    await until(stage.pilot, lambda: consent._settling is None)  # type: ignore[attr-defined]
 
 
 async def viewing(stage: Stage) -> None:
@@ -298,7 +297,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def still_picture(app: EdgeApp, pilot: Pilot[Any]) -> None:
     """Wait until nothing changes any more: what was heard last is drawn, and what lies behind it too."""
     last, same = None, 0
-    for _ in range(TRIES):
+    for _ in range(2000):
         app.screen.refresh()  # a dialog keeps what lay behind it when it was drawn, which may be nothing yet
         await pilot.pause(0.1)
         picture = app.screen._compositor.render_strips()
@@ -344,7 +343,7 @@ def test_a_screen_looks_as_it_did(
     async def play(pilot: Pilot[Any]) -> None:
         stage = Stage(app, pilot, clock)
         awaited = {"loading": "loading", "no-model": "failed"}.get(scene.story, "idle")
-        await until(pilot, lambda: app.chat.state.phase == awaited, tries=TRIES)
+        await until(pilot, lambda: app.chat.state.phase == awaited)
         await pilot.pause()
         await scene.play(stage)
         if not scene.keeps_notices:
