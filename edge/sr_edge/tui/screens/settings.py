@@ -88,7 +88,7 @@ class SettingsScreen(ModalScreen[None]):
         }
         #help { height: auto; max-height: 3; border-top: solid $border-blurred; color: $text-muted; }
         #value { display: none; &.-open { display: block; } }
-        #said { height: auto; max-height: 3; &.-problem { color: $text-error; } }
+        #said { height: auto; max-height: 6; &.-problem { color: $text-error; } }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "back")]
