@@ -630,6 +630,27 @@ class Llama:
             raise GenerationError(f"{path}: the file holds other cells than it says")
         return list(tokens[: n.value])
 
+    def copy_out(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        """What a sequence's cells hold, for `copy_in`.
+
+        Raises: GenerationError: it cannot be had.
+        """
+        size = self.sequence_bytes(sequence)
+        data = (ctypes.c_uint8 * size)()
+        if not self._api.llama_state_seq_get_data(self._handles.open_context(), data, size, sequence):
+            raise GenerationError("llama.cpp does not give a conversation's cells away")
+        return data
+
+    def copy_in(self, sequence: int, data: ctypes.Array[ctypes.c_uint8]) -> None:
+        """Fill a sequence that is empty.
+
+        Raises: GenerationError: there is no room, or something else is wrong: it is empty as before.
+        """
+        context = self._handles.open_context()
+        if not self._api.llama_state_seq_set_data(context, data, len(data), self._checked(sequence)):
+            self.keep(sequence, 0)
+            raise GenerationError("a conversation's cells cannot be had back")
+
     def clear(self) -> None:
         """Forget what all sequences hold, and overwrite it."""
         self._api.llama_memory_clear(self._memory(), True)

@@ -7,6 +7,7 @@ them, and whose logits its last call computed. How llama.cpp is called is `llama
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import secrets
@@ -106,6 +107,7 @@ class LlamaLocal:
         self._shared = 0  # so many cells are the lender's too
         self._logits_of = _NO_LOGITS  # the call of `decode`, the number of ids, and the row that they are
         self._origin: Origin | None = None
+        self._away: _Away | None = None  # what was in cells, while it is not
         model.cursors.append(self)
         family.cursors.append(self)
 
@@ -394,6 +396,8 @@ class LlamaLocal:
             raise ValueError(f"cannot keep {n} of {len(self._ids)} tokens")
         if n < self._decoded:
             self._drop_cells(n)
+        if self._away is not None and n < self._away.decoded:
+            self._away = None
         del self._ids[n:]
 
     def fork(self, n: int | None = None, *, greedy: bool = True) -> LlamaLocal:
@@ -440,22 +444,57 @@ class LlamaLocal:
             raise ValueError("only an empty cursor of the same model can borrow")
         if not 0 <= n <= len(lender._ids):
             raise ValueError(f"cannot share {n} of {len(lender._ids)} tokens")
+        self._ids, self._logits_of = lender._ids[:n], _NO_LOGITS
+        if lender._away is not None:
+            self._fetch(lender._away)
+            return
         decoded = min(n, lender._decoded)
         self._llama.copy(lender._sequence, self._sequence, decoded)
         self._lender = lender
-        self._ids = lender._ids[:n]
         self._decoded = self._shared = decoded
         self._logits_of = lender._logits_of if n >= lender._logits_of[1] else _NO_LOGITS
 
     def park(self) -> None:
-        """Nobody uses this cursor for now: where cells are short, it loses what it holds."""
+        """Nobody uses this cursor for now: where cells are short, it is put away."""
         self._check_open()
-        self.unpark()
+        if self in self._model.parked:
+            self._model.parked.remove(self)
         self._model.parked.append(self)
 
     def unpark(self) -> None:
         if self in self._model.parked:
             self._model.parked.remove(self)
+        away, self._away = self._away, None
+        if away is not None:
+            self._fetch(away)
+
+    def put_away(self) -> None:
+        """Keep what it holds in other memory than the model's cells, until `unpark`.
+
+        Every step of the model goes over all cells that are in use, whosever they are.
+        """
+        if self._decoded and self._away is None:
+            try:
+                away = _Away(self._llama.copy_out(self._sequence), self._decoded)
+            except GenerationError:
+                away = None  # it is decoded anew, should anybody want it
+            self._drop_cells(0)
+            self._away = away
+
+    @property
+    def bytes_away(self) -> int:
+        """What it takes beside the cells."""
+        return len(self._away.cells) if self._away is not None else 0
+
+    def _fetch(self, away: _Away) -> None:
+        """Into cells, as far as it is the beginning of the ids. What cannot be had is decoded anew."""
+        self._model.make_room(away.decoded)
+        try:
+            self._llama.copy_in(self._sequence, away.cells)
+        except GenerationError:
+            return
+        self._decoded = away.decoded
+        self._drop_cells(min(away.decoded, len(self._ids)))
 
     def adopt(self, branch: LlamaLocal) -> None:
         """Take over all that a branch of this cursor holds; nothing is decoded again. Closes the branch."""
@@ -543,6 +582,7 @@ class LlamaLocal:
                 self._family.drop_sampler()
         for one in closing:
             one._sequence = _CLOSED  # another branch may have it now
+            one._away = None
             one.unpark()
             cursors.remove(one)
             one._family.cursors.remove(one)
@@ -697,6 +737,14 @@ class LlamaLocal:
                 one._shared = min(one._shared, n)
 
 
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """A copy of cells, of so many ids."""
+
+    cells: ctypes.Array[ctypes.c_uint8]
+    decoded: int
+
+
 @dataclass(slots=True)
 class _Family:
     """A cursor, first, and its branches: one conversation."""
@@ -746,8 +794,8 @@ class _Model:
 
     def make_room(self, tokens: int) -> None:
         """For so many, of the cells that parked cursors hold."""
-        while self.parked and self.used_cells() + tokens > self.llama.cells:
-            self.parked.pop(0).rewind(0)
+        while self.used_cells() + tokens > self.llama.cells and any(one._decoded for one in self.parked):
+            next(one for one in self.parked if one._decoded).put_away()
 
     def used_cells(self) -> int:
         return sum(one._decoded - one._shared for one in self.cursors)

@@ -12,6 +12,8 @@ from sr_edge.reading import common_length
 _SAME = 0.5
 """Of what a cursor holds: with so much in common, a conversation goes on, is edited, or asked again."""
 _MIN_BORROWED = 16  # tokens: fewer are read as fast
+MAX_BYTES_AWAY = 512 << 20
+"""Of conversations that wait beside the model's own memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,12 @@ class Pool:
     def take(self, rendered: Rendered) -> LlamaLocal:
         """The cursor for this conversation. There is one: no more answers are written at once than there
         are."""
-        return self._take(
-            [
-                common_length(cursor.ids, cursor.prompt_of(rendered).ids) if cursor.ids else 0
-                for cursor in self._cursors
-            ]
-        )
+        prompts = [cursor.prompt_of(rendered).ids if cursor.ids else () for cursor in self._cursors]
+        return self._take(prompts)
 
     def take_for(self, ids: Sequence[int]) -> LlamaLocal:
         """The cursor for this text."""
-        return self._take([common_length(cursor.ids, ids) for cursor in self._cursors])
+        return self._take([ids] * len(self._cursors))
 
     def give(self, cursor: LlamaLocal) -> None:
         with self._lock:
@@ -56,16 +54,36 @@ class Pool:
             taken = len(self._cursors) - len(self._idle)
         return PoolFigures(len(self._cursors), taken, sum(len(cursor.ids) for cursor in self._cursors))
 
-    def _take(self, common: Sequence[int]) -> LlamaLocal:
-        in_common = dict(zip(map(id, self._cursors), common, strict=True))
+    def _take(self, prompts: Sequence[Sequence[int]]) -> LlamaLocal:
+        """Args:
+        prompts: as each of the cursors would have it.
+        """
+        common: dict[int, int] = {}
+        goes_on: list[LlamaLocal] = []
+        for cursor, prompt in zip(self._cursors, prompts, strict=True):
+            same = common[id(cursor)] = common_length(cursor.ids, prompt)
+            if same and (same >= _SAME * len(cursor.ids) or same >= len(prompt) - 1):
+                goes_on.append(cursor)
         with self._lock:
-            goes_on = [one for one in self._idle if in_common[id(one)] >= max(1, _SAME * len(one.ids))]
+            going_on = [one for one in self._idle if one in goes_on]
             empty = [one for one in self._idle if not one.ids]
-            cursor = max(goes_on, key=lambda one: in_common[id(one)]) if goes_on else (empty or self._idle)[0]
-            self._idle.remove(cursor)
-        cursor.unpark()
-        lender = max(self._cursors, key=lambda one: in_common[id(one)])
-        if in_common[id(lender)] >= in_common[id(cursor)] + _MIN_BORROWED:
-            cursor.rewind(0)
-            cursor.borrow(lender, in_common[id(lender)])
-        return cursor
+            chosen = max(going_on, key=lambda one: common[id(one)]) if going_on else (empty or self._idle)[0]
+            self._idle.remove(chosen)
+        lender = max(self._cursors, key=lambda one: common[id(one)])
+        if common[id(lender)] >= common[id(chosen)] + _MIN_BORROWED:
+            chosen.rewind(0)
+            chosen.unpark()
+            chosen.borrow(lender, common[id(lender)])
+        else:
+            chosen.unpark()
+        self._clear_cells()
+        return chosen
+
+    def _clear_cells(self) -> None:
+        """Of those who are idle: every step of the model would go over them."""
+        bytes_away = 0
+        for cursor in reversed(self._idle):
+            cursor.put_away()
+            bytes_away += cursor.bytes_away
+            if bytes_away > MAX_BYTES_AWAY:
+                cursor.rewind(0)
