@@ -421,6 +421,7 @@ class Hearing:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), early)
             self._come.clear()
+            self._ended.clear()
             self._is_woken = False  # before the look: what comes during it wakes again, maybe for nothing
             while self._heard:
                 come.append(self._heard.popleft())

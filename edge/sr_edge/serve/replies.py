@@ -10,6 +10,7 @@ This runs once a token, while the next one is computed.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -489,7 +490,7 @@ class _Collected:
         }
 
 
-class _Reply:
+class _Reply(ABC):
     """What both kinds of reply have in common.
 
     Push what is heard; what comes back is to be sent at once. Until the first chunk has come a `problem` is
@@ -579,17 +580,17 @@ class _Reply:
         found = self._collected[choice].provenance()
         return found | {"events": self._choices[choice].take_events()} if self._wanted.events else found
 
-    def _opening(self, choice: int) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _opening(self, choice: int) -> Json: ...
 
-    def _chunk(self, choice: int, bit: _Bit) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _chunk(self, choice: int, bit: _Bit) -> Json: ...
 
-    def _last(self, choice: int, reason: FinishReason | None) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _last(self, choice: int, reason: FinishReason | None) -> Json: ...
 
-    def _whole(self, choice: int, collected: _Collected) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole(self, choice: int, collected: _Collected) -> Json: ...
 
 
 class ChatReply(_Reply):

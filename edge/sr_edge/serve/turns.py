@@ -59,7 +59,7 @@ class Turns:
         with self._mutex:
             player.is_stopped = True
             if self._holder is player:
-                self._tell_models(player)
+                self._stop_models()
 
     def _take(self, player: Player) -> None:
         with self._mutex:
@@ -92,9 +92,9 @@ class Turns:
     def _begin(self, player: Player) -> None:
         self._holder, self._depth = player, 1
         if player.is_stopped:
-            self._tell_models(player)
+            self._stop_models()
 
-    def _tell_models(self, player: Player) -> None:
+    def _stop_models(self) -> None:
         for model in self._models:
             model.stop()
 
