@@ -79,8 +79,6 @@ class Desk:
         assert isinstance(local, LlamaLocal), "only the small model itself has several conversations"
         self.name = local.name
         self.big = big.name if big is not None and settings.policy != "local" else None
-        self.context_tokens = local.room
-        self.price = session.outside.price if session.outside else None
         self.opening = local.render([Message("user", "1")]).opening
         """What the chat template begins an answer with."""
         self.lanes = settings.answers

@@ -27,8 +27,9 @@ class PoolFigures:
 class Pool:
     """Owns which cursor is whose. Its methods are called while nobody computes (`Turns`)."""
 
-    def __init__(self, cursors: Sequence[LlamaLocal]) -> None:
+    def __init__(self, cursors: Sequence[LlamaLocal], *, max_bytes_away: int = MAX_BYTES_AWAY) -> None:
         self._cursors = tuple(cursors)
+        self._max_bytes_away = max_bytes_away
         self._idle = list(cursors)  # the longest idle first
         self._lock = threading.Lock()  # `figures` is asked for at any time
         for cursor in cursors:
@@ -85,5 +86,5 @@ class Pool:
         for cursor in reversed(self._idle):
             cursor.put_away()
             bytes_away += cursor.bytes_away
-            if bytes_away > MAX_BYTES_AWAY:
+            if bytes_away > self._max_bytes_away:
                 cursor.rewind(0)
